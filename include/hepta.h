@@ -1,0 +1,208 @@
+/*
+ * hepta.h - public C API of Hepta, an inference engine for LLaMA-family models.
+ *
+ * Objects: a model (weights, mapped read-only), a session (KV cache and scratch
+ * memory for one sequence), a tokenizer, a sampler. Models are immutable after
+ * opening and may be shared by any number of sessions and threads; a session,
+ * sampler or tokenizer belongs to one thread at a time.
+ *
+ * Results: the logits are a function of the model file and the token ids alone.
+ * They do not depend on the instruction set, the number of threads or the way a
+ * prompt is cut into calls (docs/NUMERICS.md).
+ *
+ * Errors: functions that can fail return a hepta_status; when `err` is not NULL
+ * it is filled with a one-line message that says what was expected, what was
+ * found and where. A failed call leaves its outputs unchanged.
+ */
+#ifndef HEPTA_H
+#define HEPTA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HEPTA_VERSION_MAJOR 0
+#define HEPTA_VERSION_MINOR 1
+#define HEPTA_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define HEPTA_API __attribute__((visibility("default")))
+#else
+#define HEPTA_API
+#endif
+
+/* "0.1.0" */
+HEPTA_API const char *hepta_version(void);
+
+/* ---- Errors ------------------------------------------------------------ */
+
+typedef enum hepta_status {
+    HEPTA_OK = 0,
+    HEPTA_ERROR_ARGUMENT,    /* a value passed by the caller is out of range */
+    HEPTA_ERROR_IO,          /* the operating system refused: open, read, write, map */
+    HEPTA_ERROR_FORMAT,      /* a file is damaged or not what it says it is */
+    HEPTA_ERROR_UNSUPPORTED, /* a valid file or request that this build cannot serve */
+    HEPTA_ERROR_MEMORY,      /* allocation failed */
+    HEPTA_ERROR_CONTEXT,     /* more tokens than the session's context holds */
+    HEPTA_ERROR_INTERRUPTED  /* a callback asked to stop */
+} hepta_status;
+
+typedef struct hepta_error {
+    hepta_status status;
+    char message[512]; /* UTF-8, no newline; empty when status is HEPTA_OK */
+} hepta_error;
+
+/* "format error", ... for a status */
+HEPTA_API const char *hepta_status_name(hepta_status status);
+
+/* ---- Model ------------------------------------------------------------- */
+
+typedef struct hepta_model hepta_model;
+
+typedef struct hepta_model_info {
+    char architecture[32]; /* "llama" */
+    char name[128];        /* general.name, or "" */
+    uint32_t n_vocab;
+    uint32_t n_embd;       /* width of the residual stream */
+    uint32_t n_layer;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t head_dim;
+    uint32_t n_ff;         /* width of the feed-forward layer */
+    uint32_t n_ctx_train;  /* context length the model was trained with */
+    uint64_t n_weights;    /* weights in all tensors */
+    double bits_per_weight; /* payload bits of all tensors / n_weights */
+    bool quantized;        /* weights in the packed code (integer linear layers) */
+} hepta_model_info;
+
+/*
+ * Opens a model of any supported input: a .hepta or GGUF file, a Hugging Face
+ * directory, or a llama2.c .bin. Unquantized weights run in F32 arithmetic.
+ * The file stays mapped until hepta_model_close.
+ */
+HEPTA_API hepta_status hepta_model_open(const char *path, hepta_model **out, hepta_error *err);
+HEPTA_API void hepta_model_close(hepta_model *model);
+HEPTA_API void hepta_model_get_info(const hepta_model *model, hepta_model_info *info);
+
+/* ---- Session ----------------------------------------------------------- */
+
+typedef struct hepta_session hepta_session;
+
+typedef enum hepta_cache_type { HEPTA_CACHE_F32 = 0, HEPTA_CACHE_F16 } hepta_cache_type;
+
+typedef struct hepta_session_options {
+    uint32_t n_ctx;     /* positions held; 0: the model's training context */
+    uint32_t n_batch;   /* tokens processed together in a prompt; 0: 64 */
+    int threads;        /* 0: physical cores this process may use */
+    hepta_cache_type cache_type;
+} hepta_session_options;
+
+/* All memory is allocated here, nothing later. `options` may be NULL. */
+HEPTA_API hepta_status hepta_session_create(const hepta_model *model,
+                                            const hepta_session_options *options,
+                                            hepta_session **out, hepta_error *err);
+HEPTA_API void hepta_session_free(hepta_session *session);
+
+/*
+ * Appends `n` tokens (n >= 1) to the sequence and computes their logits.
+ * `logits` is NULL, or receives n_vocab floats for the last token, or, when
+ * `all` is true, n * n_vocab floats for every token. HEPTA_ERROR_CONTEXT, with
+ * nothing changed, when the context cannot hold them.
+ */
+HEPTA_API hepta_status hepta_session_eval(hepta_session *session, const int32_t *tokens, size_t n,
+                                          float *logits, bool all, hepta_error *err);
+
+/* Forgets every position >= n_keep (0 starts afresh). */
+HEPTA_API void hepta_session_truncate(hepta_session *session, uint32_t n_keep);
+HEPTA_API uint32_t hepta_session_position(const hepta_session *session);
+HEPTA_API uint32_t hepta_session_context(const hepta_session *session);
+HEPTA_API size_t hepta_session_memory(const hepta_session *session); /* bytes held */
+
+/* ---- Tokenizer --------------------------------------------------------- */
+
+typedef struct hepta_tokenizer hepta_tokenizer;
+
+/*
+ * Opens the tokenizer that comes with `model_path` (any model input), or, when
+ * `tokenizer_path` is not NULL, that file: tokenizer.json, a SentencePiece
+ * .model, a tiktoken rank file, llama2.c's tokenizer.bin, a GGUF, or a
+ * directory with vocab.json and merges.txt.
+ */
+HEPTA_API hepta_status hepta_tokenizer_open(const char *model_path, const char *tokenizer_path,
+                                            hepta_tokenizer **out, hepta_error *err);
+HEPTA_API void hepta_tokenizer_free(hepta_tokenizer *tokenizer);
+
+enum {
+    HEPTA_ENCODE_BOS = 1,     /* put BOS in front if this tokenizer's models expect it */
+    HEPTA_ENCODE_SPECIAL = 2  /* read control tokens such as <|eot_id|> in the text as tokens */
+};
+
+/*
+ * Encodes `n_text` bytes (any bytes, valid UTF-8 or not). On success *n_tokens is the number
+ * of tokens; the first `capacity` of them are in `tokens`. Call with capacity 0 to measure.
+ */
+HEPTA_API hepta_status hepta_tokenizer_encode(const hepta_tokenizer *tokenizer, const char *text,
+                                              size_t n_text, unsigned flags, int32_t *tokens,
+                                              size_t capacity, size_t *n_tokens, hepta_error *err);
+
+/*
+ * The bytes of one token as they stand in running text, up to `capacity` of them in `text`;
+ * returns their number. A code point may span several tokens: collect the bytes.
+ * `first` is true for the first token of a text (a SentencePiece leading space is dropped).
+ * Control tokens have no bytes unless `special` is true.
+ */
+HEPTA_API size_t hepta_tokenizer_decode(const hepta_tokenizer *tokenizer, int32_t token, bool first,
+                                        bool special, char *text, size_t capacity);
+
+HEPTA_API uint32_t hepta_tokenizer_size(const hepta_tokenizer *tokenizer);
+HEPTA_API int32_t hepta_tokenizer_bos(const hepta_tokenizer *tokenizer); /* -1: none */
+/* True for tokens that end a text: EOS, <|eot_id|>, ... */
+HEPTA_API bool hepta_tokenizer_is_end(const hepta_tokenizer *tokenizer, int32_t token);
+
+/* ---- Sampler ----------------------------------------------------------- */
+
+typedef struct hepta_sampler hepta_sampler;
+
+typedef struct hepta_sampler_options {
+    float temperature; /* 0: greedy (the highest logit, ties to the lowest id) */
+    uint32_t top_k;    /* keep the k most likely tokens; 0: all */
+    float top_p;       /* keep the smallest set with at least this mass; 1: all */
+    float min_p;       /* drop tokens below min_p times the most likely one; 0: none */
+    uint64_t seed;
+} hepta_sampler_options;
+
+/* The same logits, options and number of earlier draws give the same token everywhere. */
+HEPTA_API hepta_status hepta_sampler_create(const hepta_sampler_options *options, uint32_t n_vocab,
+                                            hepta_sampler **out, hepta_error *err);
+HEPTA_API void hepta_sampler_free(hepta_sampler *sampler);
+HEPTA_API int32_t hepta_sampler_draw(hepta_sampler *sampler, const float *logits);
+
+/* ---- Quantizer --------------------------------------------------------- */
+
+/* Called now and then with work done so far; return false to stop (HEPTA_ERROR_INTERRUPTED). */
+typedef bool (*hepta_progress_fn)(void *context, const char *what, uint64_t done, uint64_t total);
+
+typedef struct hepta_quantize_options {
+    double bits;                /* 2, 2.5, 3, 3.5, 4 or 8: an upper limit for the whole file */
+    int threads;                /* 0: as for sessions; the result does not depend on it */
+    const char *tokenizer_path; /* NULL: the tokenizer that comes with the model */
+    hepta_progress_fn progress; /* may be NULL */
+    void *progress_context;
+} hepta_quantize_options;
+
+/*
+ * Quantizes any supported input into one .hepta file. The file appears under its name only
+ * when it is complete; on failure nothing is left behind. The same input and bits give the
+ * same bytes on every machine.
+ */
+HEPTA_API hepta_status hepta_quantize(const char *in_path, const char *out_path,
+                                      const hepta_quantize_options *options, hepta_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,203 @@
+/*
+ * container.h - one view of every model file: metadata and named tensors.
+ *
+ * Whatever a model comes in (GGUF or .hepta, a Hugging Face directory, llama2.c's .bin), opening
+ * it gives a `container` in GGUF's vocabulary: metadata under GGUF's standard keys
+ * (general.*, llama.*, tokenizer.ggml.*) and tensors under GGUF's names (token_embd.weight,
+ * blk.0.attn_q.weight, ...), pointing into read-only mappings of the files. The importers
+ * translate; nothing above this layer knows where a model came from.
+ *
+ * Invariant: every tensor's [data, data + n_bytes) lies inside a mapping of the container and
+ * n_bytes agrees with its type and shape; every string and array lies in a mapping or the arena.
+ * Everything in a file is hostile until checked here.
+ *
+ * Documented in docs/FORMAT.md. The GGUF specification: github.com/ggml-org/ggml, docs/gguf.md.
+ */
+#ifndef FORMAT_CONTAINER_H
+#define FORMAT_CONTAINER_H
+
+#include "base/base.h"
+
+/* ---- Metadata ---------------------------------------------------------- */
+
+/* GGUF's value types, with GGUF's numbers. */
+typedef enum kv_type {
+    KV_U8 = 0,
+    KV_I8,
+    KV_U16,
+    KV_I16,
+    KV_U32,
+    KV_I32,
+    KV_F32,
+    KV_BOOL,
+    KV_STRING,
+    KV_ARRAY,
+    KV_U64,
+    KV_I64,
+    KV_F64
+} kv_type;
+
+typedef struct kv_string {
+    const char *data; /* not NUL-terminated; may hold any bytes */
+    uint64_t n;
+} kv_string;
+
+typedef struct kv {
+    kv_string key;
+    kv_type type;
+    kv_type item_type;   /* of an array */
+    uint64_t n_items;    /* of an array */
+    union {
+        uint64_t u;      /* KV_U*, KV_BOOL */
+        int64_t i;       /* KV_I* */
+        double f;        /* KV_F* */
+        kv_string s;
+        const void *items; /* little-endian scalars, unaligned; or kv_string[n_items] */
+    } v;
+} kv;
+
+/* ---- Tensors ----------------------------------------------------------- */
+
+/* GGML's tensor types, with GGML's numbers; only those that have a use here get a name. */
+typedef enum tensor_type {
+    TENSOR_F32 = 0,
+    TENSOR_F16 = 1,
+    TENSOR_Q8_0 = 8, /* blocks of 32: binary16 scale, 32 int8 */
+    TENSOR_I8 = 24,
+    TENSOR_BF16 = 30,
+    /* Only in .hepta files (stored there as TENSOR_I8 bytes and described by hepta.tensor.*): */
+    TENSOR_PACKED = 1000 /* the trellis code of code/code.h or int8, see `half_bits` */
+} tensor_type;
+
+/*
+ * A matrix (n_rows, n_cols) is stored row by row: y[r] = sum_c W[r][c] x[c]. GGUF lists ne[0] =
+ * n_cols first; vectors have n_dims 1.
+ */
+typedef struct tensor {
+    const char *name;
+    uint32_t type;      /* tensor_type, or a GGML number without a name here */
+    uint32_t half_bits; /* TENSOR_PACKED: twice the bits per weight: 4..8, or 16 for int8 */
+    uint32_t n_dims;    /* 1..4, of the weights */
+    uint64_t ne[4];     /* unused ones are 1 */
+    const uint8_t *data;
+    uint64_t n_bytes;
+    const char *file;   /* path of the file it lies in, for messages */
+    uint64_t offset;    /* of data in that file */
+    bool has_sha256;
+    uint8_t sha256[32]; /* stored checksum (.hepta) */
+} tensor;
+
+typedef enum container_kind {
+    CONTAINER_GGUF,
+    CONTAINER_HEPTA, /* GGUF with hepta.* keys */
+    CONTAINER_HF,    /* Hugging Face directory */
+    CONTAINER_LLAMA2C
+} container_kind;
+
+typedef struct container {
+    container_kind kind;
+    const char *path;
+    uint32_t version;    /* GGUF version, llama2.c version, 0 */
+    uint32_t hepta_version;  /* .hepta: hepta.version */
+    kv *kvs;
+    size_t n_kvs;
+    tensor *tensors;
+    size_t n_tensors;
+    /* private */
+    file_map *maps;
+    size_t n_maps;
+    arena memory;
+    uint32_t *kv_index, *tensor_index; /* hash tables by name */
+    size_t n_kv_index, n_tensor_index;
+} container;
+
+/* ---- Opening ----------------------------------------------------------- */
+
+typedef struct container_options {
+    const char *tokenizer_path; /* NULL, or a tokenizer that replaces the model's own */
+    bool metadata_only;  /* tokenizer and settings wanted: tensors may be absent (vocabulary files) */
+    bool no_tokenizer;   /* do not read tokenizer files (the engine alone) */
+} container_options;
+
+/* Recognizes the kind by content (magic numbers, config.json), not by the file's name. */
+hepta_status container_open(const char *path, const container_options *options, container **out,
+                            hepta_error *err);
+void container_close(container *c);
+
+/* Importers, used by container_open. */
+hepta_status gguf_open(const char *path, container *c, hepta_error *err);
+hepta_status llama2c_open(const char *path, const container_options *o, container *c,
+                          hepta_error *err);
+hepta_status hf_open(const char *path, const container_options *o, container *c, hepta_error *err);
+/* Reads a tokenizer file of any known kind into tokenizer.ggml.* keys, replacing those there. */
+hepta_status tokenizer_file_read(const char *path, container *c, hepta_error *err);
+
+/* ---- Reading ----------------------------------------------------------- */
+
+const kv *container_find(const container *c, const char *key); /* NULL: absent */
+const tensor *container_tensor(const container *c, const char *name);
+
+/*
+ * Typed getters: HEPTA_ERROR_FORMAT when the key is absent or of another type (any integer type
+ * serves an unsigned getter if the value fits; any number serves f64). Variants with a fallback
+ * fail only on a wrong type.
+ */
+hepta_status container_get_u32(const container *c, const char *key, uint32_t *out, hepta_error *err);
+hepta_status container_get_u32_or(const container *c, const char *key, uint32_t fallback,
+                                  uint32_t *out, hepta_error *err);
+hepta_status container_get_f32_or(const container *c, const char *key, float fallback, float *out,
+                                  hepta_error *err);
+bool container_get_bool_or(const container *c, const char *key, bool fallback);
+/* NULL when absent or no string; NUL-terminated copy owned by the container. */
+const char *container_get_string(container *c, const char *key);
+
+int64_t kv_item_i64(const kv *array, uint64_t i);       /* item of an integer or bool array */
+double kv_item_f64(const kv *array, uint64_t i);        /* item of a number array */
+kv_string kv_item_string(const kv *array, uint64_t i);  /* item of a string array */
+
+/* Bytes that a tensor of this GGML type and shape takes; false: unknown type or overflow. */
+bool tensor_type_bytes(uint32_t type, const uint64_t ne[4], uint64_t *n_bytes);
+/* The same for TENSOR_PACKED: rows padded to 4, columns to 16, codes then bfloat16 row scales. */
+bool tensor_packed_bytes(uint32_t half_bits, uint64_t n_rows, uint64_t n_cols, uint64_t *n_bytes);
+const char *tensor_type_name(uint32_t type); /* "F16", "Q4_K", ... "type 99" never: "unknown" */
+uint64_t tensor_n_weights(const tensor *t);
+
+/* ---- Building (importers, quantizer) ----------------------------------- */
+
+/* Adds or replaces. Strings and arrays are copied into the container's arena. */
+hepta_status container_set_u32(container *c, const char *key, uint32_t v, hepta_error *err);
+hepta_status container_set_u64(container *c, const char *key, uint64_t v, hepta_error *err);
+hepta_status container_set_f32(container *c, const char *key, float v, hepta_error *err);
+hepta_status container_set_bool(container *c, const char *key, bool v, hepta_error *err);
+hepta_status container_set_string(container *c, const char *key, const char *s, size_t n,
+                                  hepta_error *err);
+/* `items`: little-endian scalars of the type, or kv_string[n]. */
+hepta_status container_set_array(container *c, const char *key, kv_type item_type,
+                                 const void *items, uint64_t n, hepta_error *err);
+void container_remove(container *c, const char *key);
+hepta_status container_add_tensor(container *c, const tensor *t, hepta_error *err);
+
+/* ---- Writing GGUF and .hepta ------------------------------------------- */
+
+/*
+ * Streams a .hepta file: the header is laid out from the tensor list at the start (names, types,
+ * shapes, sizes known; data not yet), then the tensors' bytes are appended in order, then the
+ * checksums are patched into the header and the file is committed.
+ */
+typedef struct hepta_writer hepta_writer;
+hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs,
+                               const tensor *tensors, size_t n_tensors, hepta_writer **out,
+                               hepta_error *err);
+/* Appends n bytes of the tensor at hand; tensors follow each other as listed. */
+hepta_status hepta_writer_write(hepta_writer *w, const void *data, size_t n, hepta_error *err);
+hepta_status hepta_writer_commit(hepta_writer *w, hepta_error *err); /* frees w in any case */
+void hepta_writer_discard(hepta_writer *w);
+
+/*
+ * Checks a whole file: structure, value ranges (finite scales, norms), padding, every checksum.
+ * The first damage found is the error: tensor name and file offset. `progress` may be NULL.
+ */
+hepta_status container_verify(const container *c, hepta_progress_fn progress, void *context,
+                              hepta_error *err);
+
+#endif

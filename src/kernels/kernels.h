@@ -1,0 +1,95 @@
+/*
+ * kernels.h - the arithmetic of the forward pass: one table of functions per instruction set.
+ *
+ * kernels/ref.c is the specification (docs/NUMERICS.md); every other table gives the same bits,
+ * checked with memcmp. Kernels cannot fail; sizes are preconditions. A kernel works on the
+ * part of its output that it is given, so that callers may cut the work into any pieces.
+ *
+ * Virtual lanes: a float reduction over n items keeps 16 partial sums, item i in lane i mod 16,
+ * in order of i, then adds lanes in the tree (l, l+8), (l, l+4), (l, l+2), (l, l+1).
+ */
+#ifndef KERNELS_KERNELS_H
+#define KERNELS_KERNELS_H
+
+#include "base/base.h"
+
+/*
+ * H = (Hartley_m (x) Hadamard_2^p) D with n = m * 2^p, m odd, D signs from a seed: orthonormal.
+ * After it, n is padded with zeros to a multiple of 16.
+ */
+typedef struct rotation {
+    uint32_t n, n_padded;
+    uint32_t m, pow2;      /* pow2 = 2^p */
+    float *signs;          /* (n) +1 or -1 */
+    float *hartley;        /* (m, m), NULL if m = 1 */
+    float hadamard_scale;  /* 1 / sqrt(2^p) */
+} rotation;
+hepta_status rotation_create(uint32_t n, uint64_t seed, rotation **out, hepta_error *err);
+void rotation_free(rotation *r);
+
+/* A packed matrix as it lies in the file (docs/FORMAT.md); n_cols padded to a multiple of 16. */
+typedef struct packed_matrix {
+    uint32_t half_bits;    /* 4..8: trellis code, weight = scale * (v - 64); 16: int8 */
+    uint32_t n_rows;       /* rows stored are rounded up to a multiple of 4 */
+    uint32_t n_cols;       /* multiple of 16 */
+    const uint8_t *codes;  /* strips of 4 rows; in a strip, tiles of 4 rows x 16 columns */
+    const uint8_t *scales; /* bfloat16 (n_rows), little-endian */
+} packed_matrix;
+
+/* int8 activations of one token with one scale: x = q * scale. */
+typedef struct activation {
+    const int8_t *q;   /* (n_cols), |q| <= 127 */
+    float scale;
+    int32_t sum;       /* of q */
+} activation;
+
+typedef struct kernels {
+    const char *name;
+
+    /* ---- integer linear layers ---- */
+
+    /* y[t * y_stride + r] = (float)(sum_c w_rc q_tc) * row_scale_r * x_scale_t for rows
+     * [row_begin, row_end) (row_begin a multiple of 4) and n_tokens tokens.
+     * scratch: at least 4 * n_cols bytes. */
+    void (*matmul_packed)(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
+                          const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
+                          uint8_t *scratch);
+
+    /* q = rint(x * (127 / amax)), ties to even; *scale = amax / 127; amax = 0: all zero. */
+    void (*quantize_activation)(const float *x, uint32_t n, int8_t *q, float *scale, int32_t *sum);
+
+    /* ---- F32 linear layers (unquantized models) ---- */
+
+    /* y[t * y_stride + r] = dot of row r with x_t in virtual lanes with fma; w is F32 rows. */
+    void (*matmul_f32)(const float *w, uint32_t n_rows, uint32_t n_cols, const float *x,
+                       size_t x_stride, uint32_t n_tokens, float *y, size_t y_stride);
+    /* tensor_type F32, F16, BF16, Q8_0 to F32; exact */
+    void (*row_to_f32)(uint32_t type, const uint8_t *src, uint32_t n, float *dst);
+
+    /* ---- the rest of the layer ---- */
+
+    /* y = x * (1 / sqrt(mean(x^2) + eps)) * gain */
+    void (*rmsnorm)(const float *x, const float *gain, uint32_t n, float eps, float *y);
+    /* Rotates pairs (x[i], x[i + pair_offset]) by the angle whose cos/sin are given per pair. */
+    void (*rope)(float *x, uint32_t head_dim, uint32_t n_rot, bool interleaved, const float *cos,
+                 const float *sin);
+    /* gate[i] = silu(gate[i]) * up[i] */
+    void (*swiglu)(float *gate, const float *up, uint32_t n);
+    void (*add)(float *x, const float *y, uint32_t n); /* x += y */
+    /* One head of one token over n_pos cached positions: see docs/NUMERICS.md, attention.
+     * k, v: cache rows of this KV head, (n_pos) rows `stride` elements apart, F32 or F16. */
+    void (*attention)(const float *q, const void *k, const void *v, size_t stride, bool f16,
+                      uint32_t n_pos, uint32_t head_dim, float scale, float *out, float *scratch);
+
+    /* Orthonormal rotation of x (n) in place, padded with zeros to n_padded; and its inverse. */
+    void (*rotate)(const rotation *r, float *x, float *scratch);
+    void (*rotate_inverse)(const rotation *r, float *x, float *scratch);
+} kernels;
+
+extern const kernels kernels_ref;
+
+/* The best table this CPU supports; HEPTA_KERNELS=name forces one. Fails, saying why, when the
+ * name is unknown or the CPU lacks it. */
+hepta_status kernels_select(const kernels **out, hepta_error *err);
+
+#endif
