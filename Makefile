@@ -1,0 +1,96 @@
+# Hepta. Targets: all (default), demo, test, check, bench, install, engine, format, clean.
+#
+# Variables: CC, CFLAGS, LDFLAGS, BUILD (output folder), PREFIX, DESTDIR,
+# ENGINE_ONLY=1 (libraries without text and JSON: only a C compiler, make, libc and OpenMP),
+# SANITIZE=1 (AddressSanitizer and UndefinedBehaviorSanitizer).
+
+MAKEFLAGS += --no-builtin-rules
+VERSION := $(shell sed -n 's/^.define HEPTA_VERSION_M[AI][JN]OR \([0-9]*\)/\1/p;s/^.define HEPTA_VERSION_PATCH \([0-9]*\)/\1/p' include/hepta.h | paste -sd.)
+SOVERSION := $(firstword $(subst ., ,$(VERSION)))
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+BUILD ?= build
+PREFIX ?= /usr/local
+CFLAGS ?= -O3 -g
+ARCH := $(shell $(CC) -dumpmachine | cut -d- -f1)
+
+# The numeric contract: every float operation as written, none fused, none reordered.
+NUMERIC := -ffp-contract=off -fno-fast-math -fno-math-errno -fexcess-precision=standard
+ifneq (,$(findstring clang,$(shell $(CC) --version)))
+NUMERIC := $(filter-out -fexcess-precision=standard,$(NUMERIC))
+endif
+WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
+FLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARNINGS) $(NUMERIC) -fopenmp -fPIC \
+	-fvisibility=hidden -MMD -MP
+LIBS := -lm
+ifdef SANITIZE
+FLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+LINK_FLAGS := -fsanitize=address,undefined
+endif
+
+MODULES := base code format kernels model quantize
+PACKAGES :=
+ifdef ENGINE_ONLY
+FLAGS += -DHEPTA_ENGINE_ONLY
+else
+MODULES += text
+PACKAGES := jansson libpcre2-8 libutf8proc
+ifneq ($(shell pkg-config --exists $(PACKAGES) 2>/dev/null && echo yes),yes)
+ifneq ($(filter-out demo test deps clean check ci,$(or $(MAKECMDGOALS),all)),)
+$(error Missing libraries: $(PACKAGES). Run scripts/deps, or build the engine alone with `make engine`)
+endif
+endif
+FLAGS += $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
+LIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null)
+endif
+
+LIB_SOURCES := $(sort $(wildcard $(MODULES:%=src/%/*.c)))
+LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
+CLI_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard src/cli/*.c)))
+TEST_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,tests/main.c $(sort $(wildcard tests/test_*.c)))
+
+ifeq ($(ARCH),x86_64)
+$(BUILD)/src/kernels/avx2.o: FLAGS += -mavx2 -mf16c
+$(BUILD)/src/kernels/avx512.o: FLAGS += -mavx2 -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq \
+	-mavx512vnni -mavx512vbmi -mgfni
+endif
+
+.PHONY: all engine demo test check bench install uninstall deps format clean ci
+all: $(BUILD)/libhepta.a $(BUILD)/libhepta.so $(BUILD)/hepta
+
+engine: # the libraries alone, with no dependency beyond libc and OpenMP
+	$(MAKE) ENGINE_ONLY=1 BUILD=$(BUILD)-engine $(BUILD)-engine/libhepta.a $(BUILD)-engine/libhepta.so
+
+$(BUILD)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) $(CFLAGS) -c $< -o $@
+
+$(BUILD)/libhepta.a: $(LIB_OBJECTS)
+	rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/libhepta.so.$(VERSION): $(LIB_OBJECTS) src/hepta.map
+	$(CC) -shared -fopenmp $(LINK_FLAGS) -Wl,-soname,libhepta.so.$(SOVERSION) \
+		-Wl,--version-script=src/hepta.map $(LDFLAGS) $(LIB_OBJECTS) -o $@ $(LIBS)
+
+$(BUILD)/libhepta.so: $(BUILD)/libhepta.so.$(VERSION)
+	ln -sf libhepta.so.$(VERSION) $(BUILD)/libhepta.so.$(SOVERSION)
+	ln -sf libhepta.so.$(SOVERSION) $@
+
+$(BUILD)/hepta: $(CLI_OBJECTS) $(BUILD)/libhepta.a
+	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
+$(BUILD)/test: $(TEST_OBJECTS) $(BUILD)/libhepta.a
+	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
+$(BUILD)/logits_dump: $(BUILD)/tests/logits_dump.o $(BUILD)/libhepta.a
+	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
+deps:
+	scripts/deps
+
+clean:
+	rm -rf build build-*
+
+-include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)

@@ -1,0 +1,260 @@
+/*
+ * file.c - mapping input files and writing output files that are never seen half-written.
+ *
+ * A writer fills PATH.tmp-XXXXXX in the target's directory; commit flushes it to the disk,
+ * renames it over PATH and flushes the directory. Names of unfinished files stand in a table
+ * that a signal handler can walk without locks.
+ */
+#include "base/base.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+hepta_status file_map_open(const char *path, file_map *out, hepta_error *err) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return error_set(err, HEPTA_ERROR_IO, "%s: cannot open: %s", path, strerror(errno));
+    }
+    struct stat st;
+    hepta_status status = HEPTA_OK;
+    file_map map = {NULL, 0};
+    if (fstat(fd, &st) != 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: cannot stat: %s", path, strerror(errno));
+    } else if (!S_ISREG(st.st_mode)) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: is %s; a regular file is needed", path,
+                           S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
+    } else if ((uint64_t)st.st_size > SIZE_MAX / 2) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: too large to map", path);
+    } else if (st.st_size > 0) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) {
+            status = error_set(err, HEPTA_ERROR_IO, "%s: cannot map %lld bytes: %s", path,
+                               (long long)st.st_size, strerror(errno));
+        } else {
+            map = (file_map){p, (size_t)st.st_size};
+        }
+    }
+    close(fd);
+    if (status == HEPTA_OK) {
+        *out = map;
+    }
+    return status;
+}
+
+void file_map_close(file_map *map) {
+    if (map->data != NULL) {
+        munmap((void *)(uintptr_t)map->data, map->size);
+    }
+    *map = (file_map){NULL, 0};
+}
+
+bool file_is_directory(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+bool file_exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+/* ---- Writer ------------------------------------------------------------ */
+
+enum { MAX_UNFINISHED = 16, BUFFER_SIZE = 1 << 20 };
+
+static char unfinished[MAX_UNFINISHED][PATH_MAX]; /* "" : free */
+static int unfinished_used[MAX_UNFINISHED];
+
+struct file_writer {
+    char *path;
+    int fd;
+    int slot; /* in `unfinished`, which holds the temporary name */
+    uint64_t offset; /* bytes written, those in the buffer included */
+    size_t n_buffer;
+    uint8_t *buffer;
+};
+
+void file_writer_discard_all_on_signal(void) {
+    for (int i = 0; i < MAX_UNFINISHED; i++) {
+        if (__atomic_load_n(&unfinished_used[i], __ATOMIC_ACQUIRE) == 2) {
+            unlink(unfinished[i]);
+        }
+    }
+}
+
+static int slot_take(void) {
+    for (int i = 0; i < MAX_UNFINISHED; i++) {
+        int expected = 0;
+        if (__atomic_compare_exchange_n(&unfinished_used[i], &expected, 1, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_RELAXED)) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static void writer_free(file_writer *w) {
+    if (w->fd >= 0) {
+        close(w->fd);
+    }
+    if (w->slot >= 0) {
+        __atomic_store_n(&unfinished_used[w->slot], 0, __ATOMIC_RELEASE);
+    }
+    memory_free(w->buffer);
+    memory_free(w->path);
+    memory_free(w);
+}
+
+hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *err) {
+    if (file_is_directory(path)) {
+        return error_set(err, HEPTA_ERROR_IO, "%s: is a directory; name a file to write", path);
+    }
+    file_writer *w = memory_alloc(1, sizeof *w);
+    if (w == NULL) {
+        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path);
+    }
+    w->fd = -1;
+    w->slot = slot_take();
+    w->path = memory_copy_string(path, strlen(path));
+    w->buffer = memory_alloc(BUFFER_SIZE, 1);
+    hepta_status status = HEPTA_OK;
+    if (w->path == NULL || w->buffer == NULL) {
+        status = error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path);
+        goto done;
+    }
+    if (w->slot < 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: too many files being written at once", path);
+        goto done;
+    }
+    char *temporary = unfinished[w->slot];
+    if (snprintf(temporary, PATH_MAX, "%s.tmp-XXXXXX", path) >= PATH_MAX) {
+        status = error_set(err, HEPTA_ERROR_IO, "path of %zu bytes is too long", strlen(path));
+        goto done;
+    }
+    w->fd = mkstemp(temporary);
+    if (w->fd < 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: cannot create: %s", path, strerror(errno));
+        goto done;
+    }
+    __atomic_store_n(&unfinished_used[w->slot], 2, __ATOMIC_RELEASE);
+    mode_t mask = umask(0);
+    umask(mask);
+    (void)fchmod(w->fd, 0666 & ~mask); /* mkstemp gives 0600 */
+done:
+    if (status != HEPTA_OK) {
+        writer_free(w);
+        return status;
+    }
+    *out = w;
+    return HEPTA_OK;
+}
+
+static hepta_status write_at(file_writer *w, uint64_t offset, const uint8_t *data, size_t n,
+                             hepta_error *err) {
+    while (n > 0) {
+        ssize_t k = pwrite(w->fd, data, n, (off_t)offset);
+        if (k < 0 && errno == EINTR) {
+            continue;
+        }
+        if (k <= 0) {
+            return error_set(err, HEPTA_ERROR_IO,
+                             "%s: cannot write at byte %llu: %s; nothing was kept", w->path,
+                             (unsigned long long)offset, k < 0 ? strerror(errno) : "no progress");
+        }
+        data += k;
+        offset += (uint64_t)k;
+        n -= (size_t)k;
+    }
+    return HEPTA_OK;
+}
+
+static hepta_status flush(file_writer *w, hepta_error *err) {
+    hepta_status status = write_at(w, w->offset - w->n_buffer, w->buffer, w->n_buffer, err);
+    if (status == HEPTA_OK) {
+        w->n_buffer = 0;
+    }
+    return status;
+}
+
+hepta_status file_writer_write(file_writer *w, const void *data, size_t n, hepta_error *err) {
+    const uint8_t *p = data;
+    while (n > 0) {
+        size_t k = BUFFER_SIZE - w->n_buffer;
+        k = k < n ? k : n;
+        memcpy(w->buffer + w->n_buffer, p, k);
+        w->n_buffer += k;
+        w->offset += k;
+        p += k;
+        n -= k;
+        if (w->n_buffer == BUFFER_SIZE) {
+            hepta_status status = flush(w, err);
+            if (status != HEPTA_OK) {
+                return status;
+            }
+        }
+    }
+    return HEPTA_OK;
+}
+
+uint64_t file_writer_offset(const file_writer *w) {
+    return w->offset;
+}
+
+hepta_status file_writer_patch(file_writer *w, uint64_t offset, const void *data, size_t n,
+                               hepta_error *err) {
+    hepta_status status = flush(w, err);
+    return status == HEPTA_OK ? write_at(w, offset, data, n, err) : status;
+}
+
+void file_writer_discard(file_writer *w) {
+    if (w != NULL) {
+        unlink(unfinished[w->slot]);
+        writer_free(w);
+    }
+}
+
+/* The rename lasts only when the directory is on the disk too; failure here is not the file's. */
+static void sync_directory_of(const char *path) {
+    char copy[PATH_MAX];
+    snprintf(copy, sizeof copy, "%s", path);
+    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        (void)fsync(fd);
+        close(fd);
+    }
+}
+
+hepta_status file_writer_commit(file_writer *w, hepta_error *err) {
+    hepta_status status = flush(w, err);
+    if (status == HEPTA_OK && fsync(w->fd) != 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: cannot flush to the disk: %s; nothing was kept",
+                           w->path, strerror(errno));
+    }
+    if (status == HEPTA_OK) {
+        int fd = w->fd;
+        w->fd = -1;
+        if (close(fd) != 0) {
+            status = error_set(err, HEPTA_ERROR_IO, "%s: cannot close: %s; nothing was kept",
+                               w->path, strerror(errno));
+        }
+    }
+    if (status == HEPTA_OK && rename(unfinished[w->slot], w->path) != 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: cannot rename into place: %s", w->path,
+                           strerror(errno));
+    }
+    if (status != HEPTA_OK) {
+        file_writer_discard(w);
+        return status;
+    }
+    sync_directory_of(w->path);
+    writer_free(w);
+    return HEPTA_OK;
+}
