@@ -1,0 +1,448 @@
+/*
+ * quantize.c - any supported model to one .hepta file: rotate, scale, encode, write.
+ *
+ * Each row w of a matrix becomes  w' = H w  (kernels.h, rotation), so that  w' . (H x) = w . x,
+ * and then symbols of the trellis code (code/code.h) or int8 with one bfloat16 scale. Rows are
+ * independent; a few hundred at a time are in memory, whatever the size of the model.
+ *
+ * Invariant: the output is a function of the input's weights and metadata and of the options
+ * alone. Rows do not depend on their neighbours in a chunk, sums run in index order, and the
+ * encoder is integer arithmetic (docs/NUMERICS.md).
+ */
+#include "base/base.h"
+#include "code/code.h"
+#include "format/container.h"
+#include "kernels/kernels.h"
+#include "quantize/plan.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { STRIP_ROWS = 4, ROWS_PER_THREAD = 64, MAX_COLS = 131072 };
+
+/* The seed of the rotation's signs: one for all files, so that results can be compared. */
+static const uint64_t rotation_seed = 0x48657074613335u;
+
+typedef struct quantizer {
+    const container *in;
+    hepta_writer *out;
+    const kernels *kernels;
+    const hepta_quantize_options *options;
+    int threads;
+    uint64_t n_weights, n_done;
+    rotation *rotations[8]; /* by width; models have three or four widths */
+    hepta_error *err;
+} quantizer;
+
+/* Tells the kernel that these pages of the input are no longer needed: memory stays bounded. */
+static void release_pages(const uint8_t *data, uint64_t n) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)data + (uintptr_t)n) / page * page;
+    if (begin < end) {
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+    }
+}
+
+static hepta_status progress(quantizer *q, const char *what) {
+    if (q->options->progress != NULL &&
+        !q->options->progress(q->options->progress_context, what, q->n_done, q->n_weights)) {
+        return error_set(q->err, HEPTA_ERROR_INTERRUPTED, "interrupted at %s; nothing was kept",
+                         what);
+    }
+    return HEPTA_OK;
+}
+
+static hepta_status rotation_for(quantizer *q, uint32_t n, rotation **out) {
+    size_t n_slots = sizeof q->rotations / sizeof q->rotations[0], i = 0;
+    while (i < n_slots && q->rotations[i] != NULL && q->rotations[i]->n != n) {
+        i++;
+    }
+    if (i == n_slots) { /* more widths than slots: the last one gives way */
+        rotation_free(q->rotations[--i]);
+        q->rotations[i] = NULL;
+    }
+    if (q->rotations[i] == NULL) {
+        hepta_status status = rotation_create(n, rotation_seed, &q->rotations[i], q->err);
+        if (status != HEPTA_OK) {
+            return status;
+        }
+    }
+    *out = q->rotations[i];
+    return HEPTA_OK;
+}
+
+/* ---- Rows -------------------------------------------------------------- */
+
+/* Bytes of one row of the source tensor. */
+static uint64_t source_row_bytes(const tensor *t) {
+    return t->ne[1] == 0 ? 0 : t->n_bytes / (t->ne[1] * t->ne[2] * t->ne[3]);
+}
+
+/* Number of the first element that is NaN or infinite; n if there is none. */
+static uint32_t find_not_finite(const float *x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        if (!isfinite(x[i])) {
+            return i;
+        }
+    }
+    return n;
+}
+
+/* The bfloat16 scale for a root-mean-square of `rms` at `unit` code units per sigma. */
+static float row_scale(double rms, double unit) {
+    float scale = bfloat_to_float(bfloat_from_float((float)(rms / unit)));
+    return isfinite(scale) ? scale : 0;
+}
+
+static double row_rms(const float *x, uint32_t n, uint32_t n_real) {
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        sum += (double)x[i] * (double)x[i];
+    }
+    return sqrt(sum / n_real);
+}
+
+/*
+ * The scale that makes scale * (v - 64) nearest to x in the least-squares sense, given the
+ * codes v; `scale` itself when the codes are all centre.
+ */
+static float refit_scale(const float *x, const uint8_t *v, uint32_t n, float scale) {
+    double xv = 0, vv = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        double c = v[i] - CODE_CENTRE;
+        xv += (double)x[i] * c;
+        vv += c * c;
+    }
+    if (!(xv > 0) || !(vv > 0)) {
+        return scale;
+    }
+    return row_scale(xv / vv, 1);
+}
+
+/* A chunk of rows on its way from the source to the file. */
+typedef struct chunk {
+    float *x;        /* (rows, n_padded): rotated weights */
+    float *scale;    /* (rows) */
+    uint8_t *code;   /* (rows, row_bytes): row by row, as the encoder writes them */
+    uint8_t *packed; /* (rows, row_bytes): strips of tiles, as they lie in the file */
+    uint8_t *v;      /* (threads, n_padded) */
+    float *scratch;  /* (threads, n_padded) */
+} chunk;
+
+static void chunk_free(chunk *c) {
+    memory_free(c->x);
+    memory_free(c->scale);
+    memory_free(c->code);
+    memory_free(c->packed);
+    memory_free(c->v);
+    memory_free(c->scratch);
+}
+
+static void encode_int8_row(const float *x, uint32_t n, uint8_t *out, float *scale) {
+    float amax = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        float a = fabsf(x[i]);
+        amax = a > amax ? a : amax;
+    }
+    float s = bfloat_to_float(bfloat_from_float(amax / 127.0f));
+    *scale = s;
+    for (uint32_t i = 0; i < n; i++) {
+        float q = s > 0 ? rintf(x[i] / s) : 0; /* a scale rounded down may give 128 */
+        q = q > 127 ? 127 : q < -127 ? -127 : q;
+        out[i] = (uint8_t)(int8_t)q;
+    }
+}
+
+/* Reads rows [first, first + n) of t, rotated, into c->x; fails on NaN and infinity. */
+static hepta_status load_rows(quantizer *q, const tensor *t, const rotation *r, uint64_t first,
+                              uint32_t n, chunk *c) {
+    uint64_t row_bytes = source_row_bytes(t);
+    uint64_t bad = UINT64_MAX; /* row * n + column of the first bad weight */
+#pragma omp parallel for num_threads(q->threads) schedule(static) reduction(min : bad)
+    for (uint32_t i = 0; i < n; i++) {
+        float *x = c->x + (size_t)i * r->n_padded;
+        q->kernels->row_to_f32(t->type, t->data + (first + i) * row_bytes, r->n, x);
+        uint32_t column = find_not_finite(x, r->n);
+        if (column < r->n) {
+            uint64_t at = (first + i) * r->n + column;
+            bad = at < bad ? at : bad;
+            continue;
+        }
+        q->kernels->rotate(r, x, c->scratch + (size_t)omp_get_thread_num() * r->n_padded);
+    }
+    if (bad != UINT64_MAX) {
+        return error_set(q->err, HEPTA_ERROR_FORMAT,
+                         "%s: tensor %s has NaN or infinity at row %llu, column %llu; such weights "
+                         "cannot be quantized",
+                         t->file, t->name, (unsigned long long)(bad / r->n),
+                         (unsigned long long)(bad % r->n));
+    }
+    return HEPTA_OK;
+}
+
+/* Puts rows that follow each other into strips of 4 rows x 16 columns tiles. */
+static void interleave(const uint8_t *rows, size_t row_bytes, size_t block, uint32_t n_rows,
+                       uint8_t *strips) {
+    size_t n_blocks = row_bytes / block;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        uint8_t *strip = strips + (size_t)(r / STRIP_ROWS) * STRIP_ROWS * row_bytes;
+        for (size_t b = 0; b < n_blocks; b++) {
+            memcpy(strip + (b * STRIP_ROWS + r % STRIP_ROWS) * block, rows + r * row_bytes + b * block,
+                   block);
+        }
+    }
+}
+
+static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation *r, uint32_t n,
+                                chunk *c, size_t row_bytes) {
+    if (half_bits == HALF_BITS_INT8) {
+#pragma omp parallel for num_threads(q->threads) schedule(static)
+        for (uint32_t i = 0; i < n; i++) {
+            encode_int8_row(c->x + (size_t)i * r->n_padded, r->n_padded, c->code + i * row_bytes,
+                            &c->scale[i]);
+        }
+        return HEPTA_OK;
+    }
+    const struct code_table *table = code_table_get((int)half_bits);
+#pragma omp parallel for num_threads(q->threads) schedule(static)
+    for (uint32_t i = 0; i < n; i++) {
+        double rms = row_rms(c->x + (size_t)i * r->n_padded, r->n_padded, r->n);
+        c->scale[i] = row_scale(rms, (double)table->unit);
+    }
+    hepta_status status = code_encode_rows(table, c->x, c->scale, n, r->n_padded, c->code, row_bytes,
+                                           half_bits, q->threads, q->err);
+    if (status != HEPTA_OK) {
+        return status;
+    }
+#pragma omp parallel for num_threads(q->threads) schedule(static)
+    for (uint32_t i = 0; i < n; i++) {
+        uint8_t *v = c->v + (size_t)omp_get_thread_num() * r->n_padded;
+        code_decode_row(table, c->code + i * row_bytes, half_bits, r->n_padded, v);
+        c->scale[i] = refit_scale(c->x + (size_t)i * r->n_padded, v, r->n, c->scale[i]);
+    }
+    return HEPTA_OK;
+}
+
+/* ---- Tensors ----------------------------------------------------------- */
+
+static hepta_status write_packed(quantizer *q, const tensor *t, uint32_t half_bits) {
+    rotation *r = NULL;
+    hepta_status status = rotation_for(q, (uint32_t)t->ne[0], &r);
+    if (status != HEPTA_OK) {
+        return status;
+    }
+    uint64_t n_rows = t->ne[1], n_padded_rows = round_up(n_rows, STRIP_ROWS);
+    size_t n_threads = (size_t)q->threads;
+    uint32_t chunk_rows = (uint32_t)(n_threads * ROWS_PER_THREAD);
+    size_t row_bytes = (size_t)r->n_padded / CODE_BLOCK * half_bits;
+    chunk c = {
+        .x = memory_alloc((size_t)chunk_rows * r->n_padded, sizeof(float)),
+        .scale = memory_alloc(chunk_rows, sizeof(float)),
+        .code = memory_alloc(chunk_rows, row_bytes),
+        .packed = memory_alloc(chunk_rows, row_bytes),
+        .v = memory_alloc(n_threads, r->n_padded),
+        .scratch = memory_alloc(n_threads * r->n_padded, sizeof(float)),
+    };
+    uint8_t *scales = memory_alloc((size_t)n_padded_rows, 2);
+    if (c.x == NULL || c.scale == NULL || c.code == NULL || c.packed == NULL || c.v == NULL ||
+        c.scratch == NULL || scales == NULL) {
+        status = error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory quantizing %s", t->name);
+        goto done;
+    }
+    for (uint64_t first = 0; first < n_rows; first += chunk_rows) {
+        uint32_t n = n_rows - first < chunk_rows ? (uint32_t)(n_rows - first) : chunk_rows;
+        status = load_rows(q, t, r, first, n, &c);
+        if (status == HEPTA_OK) {
+            status = encode_rows(q, half_bits, r, n, &c, row_bytes);
+        }
+        if (status != HEPTA_OK) {
+            goto done;
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            uint16_t s = bfloat_from_float(c.scale[i]); /* exact: it came from one */
+            scales[2 * (first + i)] = (uint8_t)s;
+            scales[2 * (first + i) + 1] = (uint8_t)(s >> 8);
+        }
+        uint32_t n_strip_rows = (uint32_t)round_up(n, STRIP_ROWS);
+        memset(c.code + n * row_bytes, 0, (n_strip_rows - n) * row_bytes);
+        interleave(c.code, row_bytes, half_bits, n_strip_rows, c.packed);
+        status = hepta_writer_write(q->out, c.packed, n_strip_rows * row_bytes, q->err);
+        if (status != HEPTA_OK) {
+            goto done;
+        }
+        release_pages(t->data + first * source_row_bytes(t), n * source_row_bytes(t));
+        q->n_done += (uint64_t)n * t->ne[0];
+        status = progress(q, t->name);
+        if (status != HEPTA_OK) {
+            goto done;
+        }
+    }
+    status = hepta_writer_write(q->out, scales, (size_t)n_padded_rows * 2, q->err);
+done:
+    chunk_free(&c);
+    memory_free(scales);
+    return status;
+}
+
+static hepta_status write_f32(quantizer *q, const tensor *t) {
+    uint64_t n = tensor_n_weights(t);
+    float *x = memory_alloc((size_t)n, sizeof *x);
+    if (x == NULL) {
+        return error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory copying %s", t->name);
+    }
+    q->kernels->row_to_f32(t->type, t->data, (uint32_t)n, x);
+    uint32_t bad = find_not_finite(x, (uint32_t)n);
+    hepta_status status;
+    if (bad < n) {
+        status = error_set(q->err, HEPTA_ERROR_FORMAT,
+                           "%s: tensor %s has NaN or infinity at element %u", t->file, t->name, bad);
+    } else {
+        status = hepta_writer_write(q->out, x, (size_t)n * sizeof *x, q->err);
+    }
+    memory_free(x);
+    q->n_done += n;
+    return status == HEPTA_OK ? progress(q, t->name) : status;
+}
+
+/* ---- The whole file ---------------------------------------------------- */
+
+static hepta_status check_input(const container *c, const char *in_path, hepta_error *err) {
+    if (c->kind == CONTAINER_HEPTA) {
+        return error_set(err, HEPTA_ERROR_UNSUPPORTED,
+                         "%s is quantized already; quantize from the original weights", in_path);
+    }
+    if (container_find(c, "tokenizer.ggml.tokens") == NULL) {
+        return error_set(err, HEPTA_ERROR_FORMAT,
+                         "%s comes without a tokenizer; name one with --tokenizer FILE", in_path);
+    }
+    for (size_t i = 0; i < c->n_tensors; i++) {
+        const tensor *t = &c->tensors[i];
+        if (t->type != TENSOR_F32 && t->type != TENSOR_F16 && t->type != TENSOR_BF16 &&
+            t->type != TENSOR_Q8_0) {
+            return error_set(err, HEPTA_ERROR_UNSUPPORTED,
+                             "%s: tensor %s has type %s; expected F32, F16, BF16 or Q8_0", t->file,
+                             t->name, tensor_type_name(t->type));
+        }
+        bool vector = t->n_dims == 1 && t->ne[0] > 0 && t->ne[0] <= UINT32_MAX;
+        bool matrix = t->n_dims == 2 && t->ne[0] > 0 && t->ne[1] > 0 && t->ne[1] <= UINT32_MAX;
+        if (!vector && !(matrix && t->ne[0] <= MAX_COLS)) {
+            return error_set(err, HEPTA_ERROR_UNSUPPORTED,
+                             "%s: tensor %s of %u dimensions (%llu, %llu): expected a vector or a "
+                             "matrix of at most %d columns",
+                             t->file, t->name, t->n_dims, (unsigned long long)t->ne[0],
+                             (unsigned long long)t->ne[1], (int)MAX_COLS);
+        }
+    }
+    return HEPTA_OK;
+}
+
+/* The metadata of the input without what describes its old form, and the recipe of the new. */
+static hepta_status set_metadata(container *c, double bits, const uint32_t *half_bits,
+                                 hepta_error *err) {
+    static const char *const old[] = {"general.file_type", "general.quantization_version",
+                                      "general.alignment", "split.no",
+                                      "split.count", "split.tensors.count"};
+    for (size_t i = 0; i < sizeof old / sizeof old[0]; i++) {
+        container_remove(c, old[i]);
+    }
+    int count[HALF_BITS_INT8 + 1] = {0};
+    for (size_t i = 0; i < c->n_tensors; i++) {
+        count[half_bits[i]]++;
+    }
+    char recipe[256];
+    int n = snprintf(recipe, sizeof recipe, "hepta %s: rotation, rms scale per row refitted once;",
+                     hepta_version());
+    for (uint32_t h = HALF_BITS_INT8; h >= HALF_BITS_MIN; h--) {
+        if (count[h] > 0) {
+            n += snprintf(recipe + n, sizeof recipe - (size_t)n, " %d x %g bits,", count[h], h / 2.0);
+        }
+    }
+    n += snprintf(recipe + n, sizeof recipe - (size_t)n, " %d x F32", count[0]);
+    hepta_status status = container_set_string(c, "hepta.recipe", recipe, (size_t)n, err);
+    if (status == HEPTA_OK) {
+        status = container_set_f32(c, "hepta.bits", (float)bits, err);
+    }
+    if (status == HEPTA_OK) {
+        status = container_set_u64(c, "hepta.rotation.seed", rotation_seed, err);
+    }
+    return status;
+}
+
+/* What each tensor of `in` becomes in the output. */
+static void describe_output(const container *in, const uint32_t *half_bits, tensor *out) {
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        const tensor *t = &in->tensors[i];
+        out[i] = (tensor){.name = t->name, .type = half_bits[i] != 0 ? TENSOR_PACKED : TENSOR_F32,
+                          .half_bits = half_bits[i], .n_dims = t->n_dims};
+        memcpy(out[i].ne, t->ne, sizeof out[i].ne);
+        if (half_bits[i] != 0) {
+            (void)tensor_packed_bytes(half_bits[i], t->ne[1], t->ne[0], &out[i].n_bytes);
+        } else {
+            out[i].n_bytes = 4 * tensor_n_weights(t);
+        }
+    }
+}
+
+hepta_status hepta_quantize(const char *in_path, const char *out_path,
+                            const hepta_quantize_options *options, hepta_error *err) {
+    container *in = NULL;
+    uint32_t *half_bits = NULL;
+    tensor *described = NULL;
+    quantizer q = {.options = options, .err = err, .kernels = NULL};
+    q.threads = options->threads > 0 ? options->threads : threads_default();
+    container_options open_options = {.tokenizer_path = options->tokenizer_path};
+    hepta_status status = container_open(in_path, &open_options, &in, err);
+    if (status == HEPTA_OK) {
+        status = check_input(in, in_path, err);
+    }
+    if (status == HEPTA_OK) {
+        status = kernels_select(&q.kernels, err);
+    }
+    if (status != HEPTA_OK) {
+        goto done;
+    }
+    half_bits = memory_alloc(in->n_tensors, sizeof *half_bits);
+    described = memory_alloc(in->n_tensors, sizeof *described);
+    if (half_bits == NULL || described == NULL) {
+        status = error_set(err, HEPTA_ERROR_MEMORY, "out of memory for %zu tensors", in->n_tensors);
+        goto done;
+    }
+    status = plan_rates(in->tensors, in->n_tensors, options->bits, half_bits, err);
+    if (status == HEPTA_OK) {
+        status = set_metadata(in, options->bits, half_bits, err);
+    }
+    if (status != HEPTA_OK) {
+        goto done;
+    }
+    describe_output(in, half_bits, described);
+    status = hepta_writer_open(out_path, in->kvs, in->n_kvs, described, in->n_tensors, &q.out, err);
+    if (status != HEPTA_OK) {
+        goto done;
+    }
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        q.n_weights += tensor_n_weights(&in->tensors[i]);
+    }
+    for (size_t i = 0; i < in->n_tensors && status == HEPTA_OK; i++) {
+        const tensor *t = &in->tensors[i];
+        status = half_bits[i] != 0 ? write_packed(&q, t, half_bits[i]) : write_f32(&q, t);
+    }
+    if (status == HEPTA_OK) {
+        hepta_writer *w = q.out;
+        q.out = NULL;
+        status = hepta_writer_commit(w, err);
+    }
+done:
+    hepta_writer_discard(q.out);
+    for (size_t i = 0; i < sizeof q.rotations / sizeof q.rotations[0]; i++) {
+        rotation_free(q.rotations[i]);
+    }
+    memory_free(described);
+    memory_free(half_bits);
+    container_close(in);
+    return status;
+}
