@@ -1,0 +1,109 @@
+/*
+ * cli.h - what the commands of the program share: options, progress, interrupts, input text.
+ */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+#include "hepta.h"
+
+#include <jansson.h>
+
+/* Exit codes, the same for every command. */
+enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
+
+/* ---- Commands: argv[0] is the command's name --------------------------- */
+
+int cli_run(int argc, char **argv);
+int cli_quantize(int argc, char **argv);
+int cli_inspect(int argc, char **argv);
+int cli_tokenize(int argc, char **argv);
+int cli_perplexity(int argc, char **argv);
+int cli_verify(int argc, char **argv);
+int cli_bench(int argc, char **argv);
+int cli_bench_code(int argc, char **argv);
+
+/* ---- Options ----------------------------------------------------------- */
+
+typedef enum option_type {
+    OPTION_FLAG,   /* bool */
+    OPTION_U32,    /* uint32_t */
+    OPTION_INT,    /* int, >= 0 */
+    OPTION_U64,    /* uint64_t */
+    OPTION_F32,    /* float, >= 0 */
+    OPTION_F64,    /* double, >= 0 */
+    OPTION_STRING, /* const char * */
+    OPTION_LIST    /* string_list: may be given several times */
+} option_type;
+
+typedef struct string_list {
+    const char *items[16];
+    int n;
+} string_list;
+
+typedef struct option_spec {
+    const char *name; /* "bits" for --bits */
+    char letter;      /* 0: none */
+    option_type type;
+    void *value;
+    const char *metavar; /* NULL for flags */
+    const char *help;
+} option_spec;
+
+typedef struct command_spec {
+    const char *usage;   /* "quantize IN -o OUT.hepta [options]" */
+    const char *summary; /* one line */
+    const char *details; /* more lines, or "" */
+    const char *example;
+    const option_spec *options; /* ends with a NULL name; --help is added */
+    int min_arguments, max_arguments;
+} command_spec;
+
+/*
+ * Parses argv into the options' values; positional arguments (at most max_arguments) go to
+ * `arguments`. Returns -1 to go on, or an exit code (after --help or a usage error, reported).
+ */
+int options_parse(const command_spec *spec, int argc, char **argv, const char **arguments);
+
+/* ---- Reporting --------------------------------------------------------- */
+
+/* Prints "hepta: message" and returns the exit code that goes with the status. */
+int report(const hepta_error *err);
+int report_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* A bar with rate and time left on a terminal, plain lines otherwise; on standard error. */
+typedef struct progress {
+    const char *title, *unit; /* "quantize", "weights" */
+    double started, drawn;
+    int percent; /* last one printed */
+    bool terminal, shown;
+} progress;
+void progress_start(progress *p, const char *title, const char *unit);
+bool progress_update(void *p, const char *what, uint64_t done, uint64_t total); /* hepta_progress_fn */
+void progress_finish(progress *p);
+
+double clock_seconds(void);
+
+/* Prints a JSON value to standard output with a newline, and frees it. */
+int print_json(json_t *value);
+/* A JSON string of bytes that may not be UTF-8 (then U+FFFD stands for the bad bytes). */
+json_t *json_text(const char *text, size_t n);
+
+/* ---- Interrupts -------------------------------------------------------- */
+
+/* Ctrl-C: the first sets a flag, a second one removes unfinished files and leaves at once. */
+void interrupt_catch(void);
+bool interrupted(void);
+
+/* ---- Input ------------------------------------------------------------- */
+
+/* A whole file ("-": standard input) into memory of its own (free()). */
+hepta_status read_text(const char *path, char **text, size_t *n, hepta_error *err);
+
+/* The model given, or the bundled one: $HEPTA_MODEL, beside the program, or installed. */
+const char *model_or_default(const char *given);
+
+/* Encodes into memory of its own (free()). */
+hepta_status encode_text(const hepta_tokenizer *t, const char *text, size_t n, unsigned flags,
+                         int32_t **tokens, size_t *n_tokens, hepta_error *err);
+
+#endif

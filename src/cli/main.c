@@ -1,0 +1,55 @@
+/*
+ * main.c - the hepta program: finds the command and runs it.
+ */
+#include "cli/cli.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} commands[] = {
+    {"run", cli_run, "write text with a model"},
+    {"quantize", cli_quantize, "turn a model into a .hepta file of 2 to 4 or 8 bits per weight"},
+    {"inspect", cli_inspect, "show what a model file holds"},
+    {"verify", cli_verify, "check a model file: structure, values, checksums"},
+    {"tokenize", cli_tokenize, "turn text into token ids and back"},
+    {"perplexity", cli_perplexity, "measure how well a model predicts a text"},
+    {"bench", cli_bench, "measure the code (more to come)"},
+};
+
+static void print_usage(FILE *out) {
+    fprintf(out, "Hepta %s: LLaMA-family models at 3.5 bits per weight, the same bits everywhere.\n\n"
+                 "Usage: hepta COMMAND [options]\n\nCommands:\n",
+            hepta_version());
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
+    }
+    fprintf(out, "\nEach command has --help. Try: hepta run -p \"Once upon a time\"\n");
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        print_usage(stderr);
+        return EXIT_USAGE;
+    }
+    const char *name = argv[1];
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        if (strcmp(name, commands[i].name) == 0) {
+            return commands[i].run(argc - 1, argv + 1);
+        }
+    }
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_usage(stdout);
+        return EXIT_OK;
+    }
+    if (strcmp(name, "--version") == 0) {
+        printf("hepta %s\n", hepta_version());
+        return EXIT_OK;
+    }
+    fprintf(stderr, "hepta: unknown command %s\n", name);
+    print_usage(stderr);
+    return EXIT_USAGE;
+}
