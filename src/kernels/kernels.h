@@ -13,6 +13,13 @@
 
 #include "base/base.h"
 
+enum {
+    KERNELS_LANES = 16,           /* virtual lanes of a float reduction */
+    KERNELS_ATTENTION_BLOCK = 64, /* positions whose softmax is formed together */
+    KERNELS_MAX_COLS = 132096     /* 128 * 127 * n_cols < 2^31, n_cols a multiple of 16 */
+};
+#define KERNELS_TINY 0x1p-100f /* a token whose largest activation is below counts as zero */
+
 /*
  * H = (Hartley_m (x) Hadamard_2^p) D with n = m * 2^p, m odd, D signs from a seed: orthonormal.
  * After it, n is padded with zeros to a multiple of 16.
@@ -55,12 +62,15 @@ typedef struct kernels {
                           const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                           uint8_t *scratch);
 
-    /* q = rint(x * (127 / amax)), ties to even; *scale = amax / 127; amax = 0: all zero. */
+    /* y[c] = row_scale_r * w_rc: one row as floats (embeddings). scratch: as above. */
+    void (*unpack_row)(const packed_matrix *w, uint32_t row, float *y, uint8_t *scratch);
+    /* q = rint(x * (127 / amax)), ties to even; *scale = amax / 127. amax < KERNELS_TINY: all
+     * zero; a NaN or an infinity among x: q zero, scale NaN. */
     void (*quantize_activation)(const float *x, uint32_t n, int8_t *q, float *scale, int32_t *sum);
 
     /* ---- F32 linear layers (unquantized models) ---- */
 
-    /* y[t * y_stride + r] = dot of row r with x_t in virtual lanes with fma; w is F32 rows. */
+    /* y[t * y_stride + r] = dot of row r with x_t in virtual lanes; w is F32 rows. */
     void (*matmul_f32)(const float *w, uint32_t n_rows, uint32_t n_cols, const float *x,
                        size_t x_stride, uint32_t n_tokens, float *y, size_t y_stride);
     /* tensor_type F32, F16, BF16, Q8_0 to F32; exact */
@@ -70,23 +80,29 @@ typedef struct kernels {
 
     /* y = x * (1 / sqrt(mean(x^2) + eps)) * gain */
     void (*rmsnorm)(const float *x, const float *gain, uint32_t n, float eps, float *y);
-    /* Rotates pairs (x[i], x[i + pair_offset]) by the angle whose cos/sin are given per pair. */
-    void (*rope)(float *x, uint32_t head_dim, uint32_t n_rot, bool interleaved, const float *cos,
-                 const float *sin);
+    /* Rotates the n_rot / 2 pairs (x[2i], x[2i+1]) if interleaved, else (x[i], x[i + n_rot/2]),
+     * of one head by the angle whose cos and sin are given per pair. */
+    void (*rope)(float *x, uint32_t n_rot, bool interleaved, const float *cosine,
+                 const float *sine);
     /* gate[i] = silu(gate[i]) * up[i] */
     void (*swiglu)(float *gate, const float *up, uint32_t n);
     void (*add)(float *x, const float *y, uint32_t n); /* x += y */
-    /* One head of one token over n_pos cached positions: see docs/NUMERICS.md, attention.
-     * k, v: cache rows of this KV head, (n_pos) rows `stride` elements apart, F32 or F16. */
+    /* One head of one token over n_pos >= 1 cached positions: see docs/NUMERICS.md, attention.
+     * k, v: cache rows of this KV head, (n_pos) rows `stride` elements apart, F32 or F16.
+     * scratch: KERNELS_ATTENTION_BLOCK + 2 * head_dim floats. */
     void (*attention)(const float *q, const void *k, const void *v, size_t stride, bool f16,
                       uint32_t n_pos, uint32_t head_dim, float scale, float *out, float *scratch);
 
-    /* Orthonormal rotation of x (n) in place, padded with zeros to n_padded; and its inverse. */
+    /* Orthonormal rotation of x (n) in place, padded with zeros to n_padded; and its inverse,
+     * which reads and writes n. scratch: n floats. */
     void (*rotate)(const rotation *r, float *x, float *scratch);
     void (*rotate_inverse)(const rotation *r, float *x, float *scratch);
 } kernels;
 
 extern const kernels kernels_ref;
+
+/* Table i of this build, from plain to best, and whether this CPU runs it; NULL past the last. */
+const kernels *kernels_get(size_t i, bool *supported);
 
 /* The best table this CPU supports; HEPTA_KERNELS=name forces one. Fails, saying why, when the
  * name is unknown or the CPU lacks it. */

@@ -1,0 +1,53 @@
+/*
+ * select.c - which kernels run: the best table this CPU has, or the one HEPTA_KERNELS names.
+ *
+ * Invariant: every table gives the same bits, so that the choice is one of speed alone
+ * (docs/NUMERICS.md).
+ */
+#include "kernels/kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool cpu_any(void) {
+    return true;
+}
+
+/* From plain to best. */
+static const struct {
+    const kernels *table;
+    bool (*supported)(void);
+} tables[] = {
+    {&kernels_ref, cpu_any},
+};
+
+enum { N_TABLES = sizeof tables / sizeof tables[0] };
+
+const kernels *kernels_get(size_t i, bool *supported) {
+    if (i >= N_TABLES) {
+        return NULL;
+    }
+    *supported = tables[i].supported();
+    return tables[i].table;
+}
+
+hepta_status kernels_select(const kernels **out, hepta_error *err) {
+    const char *wanted = getenv("HEPTA_KERNELS");
+    char names[256] = "";
+    for (size_t i = N_TABLES; i-- > 0;) {
+        bool named = wanted != NULL && strcmp(wanted, tables[i].table->name) == 0;
+        bool supported = tables[i].supported();
+        if (named && !supported) {
+            return error_set(err, HEPTA_ERROR_UNSUPPORTED,
+                             "HEPTA_KERNELS=%s: this CPU lacks the instructions", wanted);
+        }
+        if (supported && (named || wanted == NULL || wanted[0] == '\0')) {
+            *out = tables[i].table;
+            return HEPTA_OK;
+        }
+        strcat(strcat(names, " "), tables[i].table->name);
+    }
+    return error_set(err, HEPTA_ERROR_ARGUMENT,
+                     "HEPTA_KERNELS=%.64s: no such kernels in this build; it has:%s", wanted,
+                     names);
+}
