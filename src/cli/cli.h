@@ -70,12 +70,15 @@ int options_parse(const command_spec *spec, int argc, char **argv, const char **
 int report(const hepta_error *err);
 int report_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* A bar with rate and time left on a terminal, plain lines otherwise; on standard error. */
+/*
+ * A bar with rate and time left on a terminal, plain lines otherwise; on standard error. Nothing
+ * when `quiet`. Its update function also stops the work on Ctrl-C.
+ */
 typedef struct progress {
     const char *title, *unit; /* "quantize", "weights" */
     double started, drawn;
     int percent; /* last one printed */
-    bool terminal, shown;
+    bool terminal, shown, quiet;
 } progress;
 void progress_start(progress *p, const char *title, const char *unit);
 bool progress_update(void *p, const char *what, uint64_t done, uint64_t total); /* hepta_progress_fn */

@@ -44,10 +44,9 @@ int cli_quantize(int argc, char **argv) {
     interrupt_catch();
     progress p;
     progress_start(&p, "quantize", "weights");
-    if (!quiet) {
-        options.progress = progress_update;
-        options.progress_context = &p;
-    }
+    p.quiet = quiet;
+    options.progress = progress_update;
+    options.progress_context = &p;
     hepta_error err;
     double started = clock_seconds();
     hepta_status status = hepta_quantize(in, out, &options, &err);

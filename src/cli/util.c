@@ -55,6 +55,9 @@ static void format_amount(double x, char *out, size_t n) {
 
 bool progress_update(void *context, const char *what, uint64_t done, uint64_t total) {
     progress *p = context;
+    if (p->quiet) {
+        return !interrupted();
+    }
     double now = clock_seconds(), elapsed = now - p->started;
     double share = total > 0 ? (double)done / (double)total : 0;
     int percent = (int)(share * 100);

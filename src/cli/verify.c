@@ -36,7 +36,8 @@ int cli_verify(int argc, char **argv) {
     }
     progress p;
     progress_start(&p, "verify", "B");
-    hepta_status status = container_verify(c, quiet ? NULL : progress_update, &p, &err);
+    p.quiet = quiet;
+    hepta_status status = container_verify(c, progress_update, &p, &err);
     progress_finish(&p);
     if (status != HEPTA_OK) {
         container_close(c);
