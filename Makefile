@@ -87,6 +87,11 @@ $(BUILD)/test: $(TEST_OBJECTS) $(BUILD)/libhepta.a
 $(BUILD)/logits_dump: $(BUILD)/tests/logits_dump.o $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
+# Tests of the layers that need libc alone, for cross builds: ENGINE_ONLY=1.
+ENGINE_TESTS := tests/main.c tests/test_base.c tests/test_code.c tests/test_kernels.c
+$(BUILD)/engine-test: $(ENGINE_TESTS:%.c=$(BUILD)/%.o) $(BUILD)/libhepta.a
+	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
 deps:
 	scripts/deps
 
@@ -94,3 +99,55 @@ clean:
 	rm -rf build build-*
 
 -include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
+
+# ---- What users and developers run --------------------------------------
+
+MODEL := models/hepta-stories-7m.hepta
+PROMPT ?= Once upon a time, in a little house at the edge of the forest, there lived
+SEED ?= 7
+
+demo: # builds and lets the bundled model write a story
+	@scripts/deps
+	@$(MAKE) --no-print-directory -s $(BUILD)/hepta
+	@$(BUILD)/hepta run $(MODEL) --echo --stats --seed $(SEED) -n 300 -p "$(PROMPT)"
+
+test: # builds and passes every test
+	@scripts/deps test
+	@$(MAKE) --no-print-directory run-tests HEPTA_PYTHON=.venv/bin/python
+
+.PHONY: run-tests
+run-tests: all $(BUILD)/test $(BUILD)/logits_dump
+	HEPTA_BUILD=$(BUILD) HEPTA_PYTHON=$(HEPTA_PYTHON) $(BUILD)/test $(TEST_FLAGS)
+
+check: # the gate before a commit: format, both compilers, warnings, tests, sanitizers, docs
+	@scripts/deps check
+	scripts/check
+
+ci:
+	scripts/deps check
+	scripts/check
+
+bench: $(BUILD)/hepta
+	$(BUILD)/hepta bench code
+
+format:
+	clang-format -i $(wildcard include/*.h src/*/*.[ch] tests/*.[ch] tools/*/*.[ch])
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig \
+		$(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/hepta
+	install -m 755 $(BUILD)/hepta $(DESTDIR)$(PREFIX)/bin/hepta
+	install -m 644 include/hepta.h $(DESTDIR)$(PREFIX)/include/hepta.h
+	install -m 644 $(BUILD)/libhepta.a $(DESTDIR)$(PREFIX)/lib/libhepta.a
+	install -m 755 $(BUILD)/libhepta.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/
+	ln -sf libhepta.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/libhepta.so.$(SOVERSION)
+	ln -sf libhepta.so.$(SOVERSION) $(DESTDIR)$(PREFIX)/lib/libhepta.so
+	install -m 644 $(MODEL) $(DESTDIR)$(PREFIX)/share/hepta/
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' src/hepta.pc.in \
+		>$(DESTDIR)$(PREFIX)/lib/pkgconfig/hepta.pc
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/hepta $(DESTDIR)$(PREFIX)/include/hepta.h \
+		$(DESTDIR)$(PREFIX)/lib/libhepta.a $(DESTDIR)$(PREFIX)/lib/libhepta.so* \
+		$(DESTDIR)$(PREFIX)/lib/pkgconfig/hepta.pc \
+		$(DESTDIR)$(PREFIX)/share/hepta/$(notdir $(MODEL))

@@ -44,7 +44,7 @@ static int usage_error(const command_spec *spec) {
 static bool parse_whole(const char *s, uint64_t max, uint64_t *out) {
     char *end;
     errno = 0;
-    unsigned long long v = strtoull(s, &end, 0);
+    unsigned long long v = strtoull(s, &end, 10);
     if (s[0] < '0' || s[0] > '9' || *end != '\0' || errno != 0 || v > max) {
         return false;
     }

@@ -106,17 +106,8 @@ json_t *json_text(const char *text, size_t n) {
     if (value != NULL) {
         return value;
     }
-    static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
     char *clean = malloc(3 * n + 1);
-    size_t m = 0;
-    for (size_t i = 0; clean != NULL && i < n;) {
-        size_t k = utf8_sequence_length(text + i, n - i);
-        const char *from = k > 0 ? text + i : replacement;
-        size_t n_from = k > 0 ? k : 3;
-        memcpy(clean + m, from, n_from);
-        m += n_from;
-        i += k > 0 ? k : 1;
-    }
+    size_t m = clean != NULL ? utf8_display(text, n, clean) : 0;
     value = clean != NULL ? json_stringn(clean, m) : NULL;
     free(clean);
     return value;

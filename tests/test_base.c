@@ -1,0 +1,192 @@
+/*
+ * test_base.c - the base layer: hashes, half precision, memory, files.
+ */
+#include "test.h"
+
+#include "base/base.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/* Vectors of FIPS 180-4's examples and the million-a one. */
+TEST(base_sha256_vectors) {
+    static const struct {
+        const char *text, *hex;
+    } vectors[] = {
+        {"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+        {"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
+        {"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
+         "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"},
+    };
+    uint8_t digest[32];
+    char hex[65];
+    sha256 s;
+    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
+        sha256_start(&s);
+        sha256_update(&s, vectors[i].text, strlen(vectors[i].text));
+        sha256_finish(&s, digest);
+        sha256_hex(digest, hex);
+        CHECK_EQ_STR(hex, vectors[i].hex);
+    }
+    sha256_start(&s);
+    char a[997];
+    memset(a, 'a', sizeof a);
+    for (size_t left = 1000000; left > 0;) { /* pieces of odd sizes */
+        size_t n = 1 + test_random_below(sizeof a);
+        n = n < left ? n : left;
+        sha256_update(&s, a, n);
+        left -= n;
+    }
+    sha256_finish(&s, digest);
+    sha256_hex(digest, hex);
+    CHECK_EQ_STR(hex, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+}
+
+/* Every binary16 value survives; values between are rounded to the nearest, ties to even. */
+TEST(base_half_exhaustive) {
+    for (uint32_t h = 0; h < 65536; h++) {
+        float f = half_to_float((uint16_t)h);
+        if (isnan(f)) {
+            CHECK((h & 0x7c00) == 0x7c00 && (h & 0x3ff) != 0);
+            CHECK(isnan(half_to_float(half_from_float(f))));
+            continue;
+        }
+        CHECK_EQ_INT(half_from_float(f), h);
+        if ((h & 0x7fff) < 0x7bff) {
+            float next = half_to_float((uint16_t)(h + 1));
+            float middle = (float)(((double)f + (double)next) / 2);
+            CHECK_EQ_INT(half_from_float(middle), (h & 1) == 0 ? h : h + 1);
+            CHECK_EQ_INT(half_from_float(nextafterf(middle, f)), h);
+            CHECK_EQ_INT(half_from_float(nextafterf(middle, next)), h + 1);
+        }
+    }
+    CHECK_EQ_INT(half_from_float(65519.0f), 0x7bff);
+    CHECK_EQ_INT(half_from_float(65520.0f), 0x7c00);
+    CHECK_EQ_INT(half_from_float(-INFINITY), 0xfc00);
+    CHECK_EQ_INT(half_from_float(0x1p-25f), 0);
+    CHECK_EQ_INT(half_from_float(0x1.000002p-25f), 1);
+}
+
+TEST(base_bfloat_exhaustive) {
+    for (uint32_t h = 0; h < 65536; h++) {
+        float f = bfloat_to_float((uint16_t)h);
+        if (isnan(f)) {
+            CHECK(isnan(bfloat_to_float(bfloat_from_float(f))));
+            continue;
+        }
+        CHECK_EQ_INT(bfloat_from_float(f), h);
+        if ((h & 0x7fff) < 0x7f7f) {
+            uint32_t middle = h << 16 | 0x8000;
+            float m;
+            memcpy(&m, &middle, 4);
+            CHECK_EQ_INT(bfloat_from_float(m), (h & 1) == 0 ? h : h + 1);
+        }
+    }
+}
+
+TEST(base_memory_overflow_and_failure) {
+    CHECK(memory_alloc(SIZE_MAX / 2, 4) == NULL);
+    CHECK(memory_alloc(SIZE_MAX, 1) == NULL);
+    memory_fail_after(2);
+    void *a = memory_alloc(1, 1), *b = memory_alloc(1, 1), *c = memory_alloc(1, 1);
+    memory_fail_after(0);
+    CHECK(a != NULL && b == NULL && c != NULL);
+    CHECK((uintptr_t)a % 64 == 0);
+    memory_free(a);
+    memory_free(c);
+    arena pieces = {NULL};
+    for (size_t i = 1; i < 3000; i++) {
+        uint8_t *p = arena_alloc(&pieces, i * 7 % 40000 + 1, 1);
+        CHECK(p != NULL && (uintptr_t)p % 16 == 0 && p[0] == 0);
+        memset(p, 255, i * 7 % 40000 + 1);
+    }
+    CHECK(arena_alloc(&pieces, SIZE_MAX / 2, 3) == NULL);
+    arena_free(&pieces);
+}
+
+static int count_files(const char *dir) {
+    DIR *d = opendir(dir);
+    CHECK(d != NULL);
+    int n = 0;
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        n += e->d_name[0] != '.';
+    }
+    closedir(d);
+    return n;
+}
+
+TEST(base_file_writer_is_all_or_nothing) {
+    hepta_error err;
+    char dir[512], path[600];
+    snprintf(dir, sizeof dir, "%s", test_tmp_dir());
+    snprintf(path, sizeof path, "%s/file", dir);
+    file_writer *w;
+    CHECK_OK(file_writer_open(path, &w, &err));
+    CHECK_OK(file_writer_write(w, "hello world", 11, &err));
+    CHECK(!file_exists(path));
+    CHECK_OK(file_writer_patch(w, 0, "J", 1, &err));
+    CHECK_OK(file_writer_commit(w, &err));
+    file_map map;
+    CHECK_OK(file_map_open(path, &map, &err));
+    CHECK_EQ_INT(map.size, 11);
+    CHECK_MEM_EQ(map.data, "Jello world", 11);
+    file_map_close(&map);
+    CHECK_OK(file_writer_open(path, &w, &err)); /* an old file stays until the new one is whole */
+    CHECK_OK(file_writer_write(w, "x", 1, &err));
+    file_writer_discard(w);
+    CHECK_OK(file_map_open(path, &map, &err));
+    CHECK_EQ_INT(map.size, 11);
+    file_map_close(&map);
+    CHECK_EQ_INT(count_files(dir), 1);
+}
+
+TEST(base_file_writer_reports_a_full_disk) {
+    hepta_error err;
+    char dir[512], path[600];
+    snprintf(dir, sizeof dir, "%s", test_tmp_dir());
+    snprintf(path, sizeof path, "%s/file", dir);
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit old, limit;
+    CHECK(getrlimit(RLIMIT_FSIZE, &old) == 0);
+    limit = old;
+    limit.rlim_cur = 3 << 20;
+    CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    file_writer *w;
+    CHECK_OK(file_writer_open(path, &w, &err));
+    static uint8_t data[1 << 20];
+    hepta_status status = HEPTA_OK;
+    for (int i = 0; i < 8 && status == HEPTA_OK; i++) {
+        status = file_writer_write(w, data, sizeof data, &err);
+    }
+    setrlimit(RLIMIT_FSIZE, &old);
+    CHECK_EQ_INT(status, HEPTA_ERROR_IO);
+    CHECK(strstr(err.message, path) != NULL && strstr(err.message, "nothing was kept") != NULL);
+    file_writer_discard(w);
+    CHECK_EQ_INT(count_files(dir), 0);
+}
+
+TEST(base_files_that_cannot_be_opened) {
+    hepta_error err;
+    file_map map;
+    file_writer *w;
+    CHECK_EQ_INT(file_map_open("/nonexistent/x", &map, &err), HEPTA_ERROR_IO);
+    CHECK(strstr(err.message, "/nonexistent/x") != NULL);
+    CHECK_EQ_INT(file_map_open("/", &map, &err), HEPTA_ERROR_IO);
+    CHECK(strstr(err.message, "directory") != NULL);
+    CHECK_EQ_INT(file_writer_open("/nonexistent/x", &w, &err), HEPTA_ERROR_IO);
+    CHECK_EQ_INT(file_writer_open("/", &w, &err), HEPTA_ERROR_IO);
+}
+
+TEST(base_errors_are_one_line) {
+    hepta_error err;
+    error_set(&err, HEPTA_ERROR_FORMAT, "a\nb\x1b[2J%s", "c");
+    CHECK_EQ_STR(err.message, "a?b?[2Jc");
+    for (int s = 0; s <= HEPTA_ERROR_INTERRUPTED; s++) {
+        CHECK(strcmp(hepta_status_name((hepta_status)s), "unknown status") != 0);
+    }
+    CHECK(threads_default() >= 1);
+}
