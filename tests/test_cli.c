@@ -1,0 +1,229 @@
+/*
+ * test_cli.c - the program as a user meets it: exit codes, messages, output, Ctrl-C.
+ *
+ * Runs $HEPTA_BUILD/hepta (default build/hepta) through the shell.
+ */
+#include "test.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MAX_OUTPUT = 1 << 20 };
+
+static char output[MAX_OUTPUT + 1];
+
+/* Runs a shell command line; "hepta" in front is the program. Output: both streams. */
+static int run(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static int run(const char *format, ...) {
+    char command[8192];
+    const char *build = getenv("HEPTA_BUILD");
+    int at = snprintf(command, sizeof command, "exec 2>&1; hepta() { %s/hepta \"$@\"; }; ",
+                      build != NULL ? build : "build");
+    va_list args;
+    va_start(args, format);
+    vsnprintf(command + at, sizeof command - (size_t)at, format, args);
+    va_end(args);
+    FILE *p = popen(command, "r");
+    CHECK(p != NULL);
+    size_t n = fread(output, 1, MAX_OUTPUT, p);
+    output[n] = '\0';
+    int status = pclose(p);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+#define CHECK_RUN(code, ...)                                                                       \
+    do {                                                                                           \
+        int test_code_ = run(__VA_ARGS__);                                                         \
+        if (test_code_ != (code)) {                                                                \
+            test_fail(__FILE__, __LINE__, "exit code %d, expected %d; output: %.1500s",            \
+                      test_code_, (code), output);                                                 \
+        }                                                                                          \
+    } while (0)
+
+#define CHECK_SAYS(text)                                                                           \
+    do {                                                                                           \
+        if (strstr(output, (text)) == NULL) {                                                      \
+            test_fail(__FILE__, __LINE__, "output lacks \"%s\": %.1500s", (text), output);         \
+        }                                                                                          \
+    } while (0)
+
+static char model[512], tokenizer[512], tmp[512];
+
+static void need_stories(void) {
+    snprintf(model, sizeof model, "%s", test_need_data("models/stories260K.bin"));
+    snprintf(tokenizer, sizeof tokenizer, "%s", test_need_data("models/tok512.bin"));
+    snprintf(tmp, sizeof tmp, "%s", test_tmp_dir());
+}
+
+TEST(cli_help_and_wrong_usage) {
+    CHECK_RUN(2, "hepta");
+    CHECK_RUN(0, "hepta --help");
+    CHECK_SAYS("Commands:");
+    CHECK_RUN(0, "hepta --version");
+    CHECK_RUN(2, "hepta nonsense");
+    CHECK_SAYS("unknown command nonsense");
+    static const char *const commands[] = {"run",      "quantize", "inspect",    "verify",
+                                           "tokenize", "perplexity", "bench", "bench code"};
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        CHECK_RUN(0, "hepta %s --help", commands[i]);
+        CHECK_SAYS("Example");
+        CHECK_RUN(2, "hepta %s --no-such-option", commands[i]);
+    }
+    CHECK_RUN(2, "hepta run -p x --temp warm");
+    CHECK_SAYS("expected a number");
+    CHECK_RUN(2, "hepta run -p x -n -5");
+    CHECK_RUN(2, "hepta run -p x --threads 99999999");
+    CHECK_RUN(2, "hepta run -p x --cache q4");
+    CHECK_RUN(2, "hepta run -p x -f y");
+    CHECK_RUN(2, "hepta quantize x");
+    CHECK_SAYS("-o OUT");
+    CHECK_RUN(2, "hepta perplexity x");
+    CHECK_RUN(2, "hepta inspect a b");
+    CHECK_SAYS("unexpected argument b");
+}
+
+TEST(cli_files_that_are_no_models) {
+    need_stories();
+    CHECK_RUN(1, "hepta run /nonexistent.hepta -p x");
+    CHECK_SAYS("/nonexistent.hepta");
+    CHECK_RUN(1, "hepta inspect /etc/passwd");
+    CHECK_RUN(1, "hepta run %s -p x", tmp);
+    CHECK_SAYS("config.json");
+    CHECK_RUN(1, "hepta run %s -p x", model); /* no tokenizer */
+    CHECK_SAYS("--tokenizer");
+    CHECK_RUN(1, "hepta quantize %s -o %s/x.hepta", model, tmp);
+    CHECK_SAYS("--tokenizer");
+    CHECK_RUN(1, "hepta quantize %s -o /nonexistent/x.hepta --tokenizer %s", model, tokenizer);
+    CHECK_SAYS("/nonexistent/x.hepta");
+    CHECK_RUN(1, "hepta quantize %s -o %s/x.hepta --tokenizer %s --bits 5", model, tmp, tokenizer);
+    CHECK_SAYS("2, 2.5, 3, 3.5, 4 or 8");
+    CHECK_RUN(0, ": >%s/empty; hepta inspect %s/empty; test $? = 1", tmp, tmp);
+    CHECK_RUN(1, "hepta run -p x %s --tokenizer /nonexistent", model);
+    CHECK_RUN(0, "ls %s", tmp);
+    CHECK_EQ_STR(output, "empty\n");
+}
+
+TEST(cli_quantize_verify_inspect_run) {
+    need_stories();
+    CHECK_RUN(0, "hepta quantize %s -o %s/m.hepta --tokenizer %s", model, tmp, tokenizer);
+    CHECK_SAYS("bits per weight");
+    CHECK_RUN(0, "hepta verify %s/m.hepta", tmp);
+    CHECK_SAYS("good");
+    CHECK_RUN(0, "hepta inspect %s/m.hepta", tmp);
+    CHECK_SAYS("blk.4.ffn_down.weight");
+    CHECK_SAYS("hepta.recipe");
+    CHECK_RUN(0, "hepta inspect %s/m.hepta --json", tmp);
+    CHECK_SAYS("\"bits_per_weight\"");
+    CHECK_RUN(0, "hepta run %s/m.hepta -p 'Once upon a time' -n 20 --temp 0 --echo --stats", tmp);
+    CHECK_SAYS("Once upon a time");
+    CHECK_SAYS("tokens/s");
+    CHECK_RUN(0, "hepta run %s/m.hepta -p '' -n 5 --json", tmp); /* empty prompt: from BOS */
+    CHECK_SAYS("\"prompt_tokens\": 1");
+    CHECK_SAYS("\"generated_tokens\": 5");
+    CHECK_RUN(0, "hepta run %s/m.hepta -p 'Once' -n 0 --digest", tmp);
+    CHECK_SAYS("logits sha256 ");
+    CHECK_RUN(0, "echo 'Once upon' | hepta run %s/m.hepta -n 3", tmp);
+    CHECK_RUN(0, "hepta run %s/m.hepta -p Once -n 100000 --temp 0 --json", tmp); /* fills it */
+    CHECK_RUN(0, "for i in 1 2 3 4 5 6 7 8 9; do printf 'a b c d e f g h i j k l m n o p '; done "
+                 ">%s/long; hepta run %s/m.hepta -f %s/long -n 1 -c 64; test $? = 1",
+              tmp, tmp, tmp);
+    CHECK_SAYS("the context holds 64");
+    CHECK_RUN(0, "hepta run %s/m.hepta -p 'Once upon a' -n 30 --temp 0 --stop day --json", tmp);
+    CHECK(strstr(output, "day") == NULL);
+    CHECK_SAYS("\"finish_reason\": \"stop\"");
+    CHECK_RUN(0, "hepta perplexity %s/m.hepta -f %s/long --ctx 64 --json -q", tmp, tmp);
+    CHECK_SAYS("\"perplexity\"");
+    CHECK_RUN(1, "printf x >%s/short; hepta perplexity %s/m.hepta -f %s/short -q", tmp, tmp, tmp);
+    CHECK_RUN(0, "printf damage | dd of=%s/m.hepta bs=1 seek=150000 conv=notrunc status=none; "
+                 "hepta verify %s/m.hepta; test $? = 1",
+              tmp, tmp);
+    CHECK_SAYS("m.hepta");
+}
+
+TEST(cli_same_digest_for_threads_and_kernels) {
+    need_stories();
+    char digest[128] = "";
+    CHECK_RUN(0, "hepta quantize %s -o %s/m.hepta --tokenizer %s -q", model, tmp, tokenizer);
+    static const char *const kernels[] = {"", "ref", "avx2", "avx512"};
+    int n = 0;
+    for (size_t k = 0; k < sizeof kernels / sizeof kernels[0]; k++) {
+        for (int threads = 1; threads <= 4; threads++) {
+            int code = run("HEPTA_KERNELS=%s hepta run %s/m.hepta -p 'Once upon a time' -n 40 "
+                           "--digest --threads %d",
+                           kernels[k], tmp, threads);
+            if (code != 0 && strstr(output, "HEPTA_KERNELS") != NULL && kernels[k][0] == 'a') {
+                test_note("%s kernels: not on this machine", kernels[k]);
+                break;
+            }
+            CHECK_EQ_INT(code, 0);
+            const char *found = strstr(output, "logits sha256 ");
+            CHECK(found != NULL);
+            if (digest[0] == '\0') {
+                snprintf(digest, sizeof digest, "%.78s", found);
+            }
+            CHECK(strncmp(found, digest, 78) == 0);
+            n++;
+        }
+    }
+    test_note("%d runs, one digest", n);
+}
+
+TEST(cli_tokenize_round_trip) {
+    need_stories();
+    CHECK_RUN(0, "hepta tokenize --tokenizer %s -p 'Hello, world' ", tokenizer);
+    CHECK_RUN(0, "printf 'a\\000b\\377\\n' >%s/b; hepta tokenize --tokenizer %s -f %s/b | "
+                 "hepta tokenize --tokenizer %s -d >%s/c; cmp %s/b %s/c",
+              tmp, tokenizer, tmp, tokenizer, tmp, tmp, tmp);
+    CHECK_RUN(1, "echo 99999 | hepta tokenize --tokenizer %s -d", tokenizer);
+    CHECK_SAYS("no token id");
+    CHECK_RUN(0, "hepta tokenize --tokenizer %s -p 'Hello' --json --pieces", tokenizer);
+}
+
+/* Ctrl-C once while quantizing: exit code 130 and nothing left, not even the temporary file. */
+TEST(cli_interrupt_leaves_nothing) {
+    static const char bundled[] = "models/hepta-stories-7m-f16.gguf";
+    if (access(bundled, R_OK) != 0) {
+        SKIP("%s is absent", bundled);
+    }
+    snprintf(tmp, sizeof tmp, "%s", test_tmp_dir());
+    const char *build = getenv("HEPTA_BUILD");
+    char program[512], out[600];
+    snprintf(program, sizeof program, "%s/hepta", build != NULL ? build : "build");
+    snprintf(out, sizeof out, "%s/m.hepta", tmp);
+    for (int times = 1; times <= 2; times++) {
+        pid_t pid = fork();
+        CHECK(pid >= 0);
+        if (pid == 0) {
+            execl(program, program, "quantize", bundled, "-o", out, "-q", (char *)NULL);
+            _exit(127);
+        }
+        char pattern[700];
+        snprintf(pattern, sizeof pattern, "ls %s | grep -q tmp", tmp);
+        int waited = 0;
+        while (system(pattern) != 0 && waited++ < 3000) {
+            usleep(10000);
+        }
+        for (int i = 0; i < times; i++) {
+            kill(pid, SIGINT);
+            usleep(i == 0 && times == 2 ? 1000 : 0);
+        }
+        int status;
+        CHECK(waitpid(pid, &status, 0) == pid);
+        CHECK(WIFEXITED(status));
+        CHECK_EQ_INT(WEXITSTATUS(status), 130);
+        CHECK_RUN(0, "ls %s", tmp);
+        CHECK_EQ_STR(output, "");
+    }
+}
+
+/* The program stops quietly when nobody reads on. */
+TEST(cli_closed_pipe) {
+    need_stories();
+    CHECK_RUN(0, "hepta run %s --tokenizer %s -p Once -n 200 | head -c 20 >/dev/null", model,
+              tokenizer);
+    CHECK_RUN(0, "hepta inspect %s --json >/dev/full; test $? = 1", model);
+    CHECK_SAYS("standard output");
+}

@@ -1,0 +1,395 @@
+/*
+ * test_quantize.c - the quantizer: sizes promised and kept, same bytes for any thread count,
+ * nothing half-written, and what quantization costs in perplexity.
+ */
+#include "test.h"
+
+#include "base/base.h"
+#include "code/code.h"
+#include "format/container.h"
+#include "kernels/kernels.h"
+#include "quantize/plan.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+
+static const char stories[] = "models/stories260K.bin", stories_tokenizer[] = "models/tok512.bin";
+static const char bundled_f16[] = "models/hepta-stories-7m-f16.gguf";
+static const char bundled[] = "models/hepta-stories-7m.hepta";
+
+/* Paths of the stories260K model and its tokenizer; skips when absent. */
+static void need_stories(char model[512], char tokenizer[512]) {
+    snprintf(model, 512, "%s", test_need_data(stories));
+    snprintf(tokenizer, 512, "%s", test_need_data(stories_tokenizer));
+}
+
+static int count_files(const char *dir) {
+    DIR *d = opendir(dir);
+    CHECK(d != NULL);
+    int n = 0;
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        n += e->d_name[0] != '.';
+    }
+    closedir(d);
+    return n;
+}
+
+/* ---- The plan ---------------------------------------------------------- */
+
+typedef struct shape {
+    const char *name;
+    uint64_t dim, ff, kv, layers, vocab;
+    bool tied;
+} shape;
+
+static const shape shapes[] = {
+    {"bundled", 256, 768, 128, 8, 4096, true},
+    {"TinyLlama 1.1B", 2048, 5632, 256, 22, 32000, false},
+    {"Llama 2 7B", 4096, 11008, 4096, 32, 32000, false},
+    {"Llama 3 8B", 4096, 14336, 1024, 32, 128256, false},
+    {"Llama 2 70B", 8192, 28672, 1024, 80, 32000, false},
+};
+
+static size_t make_tensors(const shape *s, tensor *out, char (*names)[64]) {
+    static const char *const kinds[] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate",
+                                        "ffn_up", "ffn_down", "attn_norm", "ffn_norm"};
+    size_t n = 0;
+    for (uint64_t l = 0; l < s->layers; l++) {
+        uint64_t ne[9][2] = {{s->dim, s->dim}, {s->dim, s->kv}, {s->dim, s->kv}, {s->dim, s->dim},
+                             {s->dim, s->ff},  {s->dim, s->ff}, {s->ff, s->dim}, {s->dim, 1},
+                             {s->dim, 1}};
+        for (int k = 0; k < 9; k++, n++) {
+            snprintf(names[n], 64, "blk.%d.%s.weight", (int)l, kinds[k]);
+            out[n] = (tensor){.name = names[n], .n_dims = k < 7 ? 2 : 1,
+                              .ne = {ne[k][0], ne[k][1], 1, 1}};
+        }
+    }
+    out[n++] = (tensor){.name = "token_embd.weight", .n_dims = 2, .ne = {s->dim, s->vocab, 1, 1}};
+    out[n++] = (tensor){.name = "output_norm.weight", .n_dims = 1, .ne = {s->dim, 1, 1, 1}};
+    if (!s->tied) {
+        out[n++] = (tensor){.name = "output.weight", .n_dims = 2, .ne = {s->dim, s->vocab, 1, 1}};
+    }
+    return n;
+}
+
+TEST(quantize_plan_keeps_its_promise) {
+    static tensor tensors[1000];
+    static char names[1000][64];
+    uint32_t half_bits[1000];
+    hepta_error err;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        size_t n = make_tensors(&shapes[i], tensors, names);
+        static const double rates[] = {2.5, 3, 3.5, 4};
+        for (size_t r = 0; r < 4; r++) {
+            CHECK_OK(plan_rates(tensors, n, rates[r], half_bits, &err));
+            double bits = 0, weights = 0;
+            for (size_t t = 0; t < n; t++) {
+                uint64_t bytes = 4 * tensor_n_weights(&tensors[t]);
+                if (half_bits[t] != 0) {
+                    CHECK(tensor_packed_bytes(half_bits[t], tensors[t].ne[1], tensors[t].ne[0],
+                                              &bytes));
+                    CHECK(fabs(half_bits[t] / 2.0 - rates[r]) <= (shapes[i].dim < 1000 ? 1 : 0.5));
+                }
+                bits += 8 * (double)bytes;
+                weights += (double)tensor_n_weights(&tensors[t]);
+            }
+            test_note("%-14s %g bits asked, %.4f planned", shapes[i].name, rates[r], bits / weights);
+            CHECK(bits / weights <= rates[r]);
+            CHECK(bits / weights > rates[r] - (shapes[i].dim < 1000 ? 0.05 : 0.01));
+        }
+    }
+}
+
+TEST(quantize_plan_refuses_what_cannot_be) {
+    tensor t = {.name = "blk.0.attn_q.weight", .n_dims = 2, .ne = {4, 3, 1, 1}};
+    uint32_t half_bits;
+    hepta_error err;
+    CHECK_EQ_INT(plan_rates(&t, 1, 2.5, &half_bits, &err), HEPTA_ERROR_UNSUPPORTED);
+    CHECK(strstr(err.message, "too small") != NULL);
+    static const double bad[] = {0, 1.5, 2.25, 4.5, 7, 8.5, 1e9};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        CHECK_EQ_INT(plan_rates(&t, 1, bad[i], &half_bits, &err), HEPTA_ERROR_ARGUMENT);
+    }
+}
+
+/* ---- Files ------------------------------------------------------------- */
+
+static void quantize_stories(const char *out, double bits, int threads) {
+    char model[512], tokenizer[512];
+    need_stories(model, tokenizer);
+    hepta_error err;
+    hepta_quantize_options o = {.bits = bits, .threads = threads, .tokenizer_path = tokenizer};
+    CHECK_OK(hepta_quantize(model, out, &o, &err));
+}
+
+TEST(quantize_same_bytes_for_any_thread_count) {
+    hepta_error err;
+    char dir[512], path[2][600];
+    snprintf(dir, sizeof dir, "%s", test_tmp_dir());
+    static const double rates[] = {2, 3.5, 4, 8};
+    for (size_t r = 0; r < 4; r++) {
+        for (int threads = 1; threads <= 4; threads++) {
+            char *p = path[threads > 1];
+            snprintf(p, 600, "%s/%d.hepta", dir, threads > 1);
+            quantize_stories(p, rates[r], threads);
+            file_map a, b;
+            CHECK_OK(file_map_open(path[0], &a, &err));
+            CHECK_OK(file_map_open(p, &b, &err));
+            CHECK_EQ_INT(a.size, b.size);
+            CHECK_MEM_EQ(a.data, b.data, a.size);
+            file_map_close(&a);
+            file_map_close(&b);
+        }
+    }
+}
+
+TEST(quantize_files_verify_and_keep_their_size) {
+    hepta_error err;
+    char path[600];
+    snprintf(path, sizeof path, "%s/m.hepta", test_tmp_dir());
+    static const double rates[] = {2, 2.5, 3, 3.5, 4, 8};
+    for (size_t r = 0; r < 6; r++) {
+        if (rates[r] == 2.5) {
+            continue; /* stories260K's rows are too short for a promise of 2.5 bits */
+        }
+        quantize_stories(path, rates[r], 2);
+        container *c;
+        CHECK_OK(container_open(path, NULL, &c, &err));
+        CHECK_OK(container_verify(c, NULL, NULL, &err));
+        double bits = 0, weights = 0;
+        for (size_t i = 0; i < c->n_tensors; i++) {
+            bits += 8 * (double)c->tensors[i].n_bytes;
+            weights += (double)tensor_n_weights(&c->tensors[i]);
+        }
+        container_close(c);
+        test_note("stories260K at %g bits: %.3f bits per weight", rates[r], bits / weights);
+        CHECK(rates[r] == 2 || rates[r] == 8 || bits / weights <= rates[r]);
+        hepta_model *m;
+        CHECK_OK(hepta_model_open(path, &m, &err));
+        hepta_model_info info;
+        hepta_model_get_info(m, &info);
+        CHECK(info.quantized && fabs(info.bits_per_weight - bits / weights) < 1e-9);
+        hepta_model_close(m);
+    }
+    hepta_quantize_options o = {.bits = 3.5};
+    CHECK_EQ_INT(hepta_quantize(path, "/tmp/never.hepta", &o, &err), HEPTA_ERROR_UNSUPPORTED);
+    CHECK(strstr(err.message, "quantized already") != NULL);
+}
+
+/* The weights read back from a file are near the originals: the code's error, not a bug's. */
+TEST(quantize_weights_read_back) {
+    hepta_error err;
+    char path[600], model[512], tokenizer[512];
+    need_stories(model, tokenizer);
+    snprintf(path, sizeof path, "%s/m.hepta", test_tmp_dir());
+    quantize_stories(path, 4, 2);
+    container *a, *b;
+    container_options options = {.no_tokenizer = true};
+    CHECK_OK(container_open(model, &options, &a, &err));
+    CHECK_OK(container_open(path, NULL, &b, &err));
+    const kv *seed = container_find(b, "hepta.rotation.seed");
+    CHECK(seed != NULL);
+    const tensor *original = container_tensor(a, "blk.1.ffn_down.weight");
+    const tensor *packed = container_tensor(b, "blk.1.ffn_down.weight");
+    CHECK(original != NULL && packed != NULL && packed->type == TENSOR_PACKED);
+    uint32_t n = (uint32_t)original->ne[0]; /* 172: odd part 43, padded to 176 */
+    rotation *r;
+    CHECK_OK(rotation_create(n, seed->v.u, &r, &err));
+    const struct code_table *table = code_table_get((int)packed->half_bits);
+    size_t block = packed->half_bits, n_padded = r->n_padded;
+    size_t strip = 4 * n_padded / 16 * block;
+    const uint8_t *scales = packed->data + original->ne[1] / 4 * strip;
+    float x[176], scratch[176];
+    uint8_t v[176];
+    double error = 0, power = 0;
+    for (uint64_t row = 0; row < original->ne[1]; row++) {
+        code_decode_row(table, packed->data + row / 4 * strip + row % 4 * block, 4 * block, n_padded,
+                        v);
+        float scale = bfloat_to_float(load_u16(scales + 2 * row));
+        for (size_t i = 0; i < n_padded; i++) {
+            x[i] = scale * (float)(v[i] - CODE_CENTRE);
+        }
+        kernels_ref.rotate_inverse(r, x, scratch);
+        const float *w = (const float *)(const void *)(original->data) + row * n;
+        for (uint32_t i = 0; i < n; i++) {
+            error += ((double)x[i] - (double)w[i]) * ((double)x[i] - (double)w[i]);
+            power += (double)w[i] * (double)w[i];
+        }
+    }
+    double relative = sqrt(error / power);
+    test_note("blk.1.ffn_down of stories260K at %g bits: RMSE %.2f %%", packed->half_bits / 2.0,
+              100 * relative);
+    CHECK(relative < 1.15 * pow(2, -(double)packed->half_bits / 2.0) * 1.12);
+    rotation_free(r);
+    container_close(a);
+    container_close(b);
+}
+
+/* ---- Bad weather ------------------------------------------------------- */
+
+static bool stop_after_some(void *context, const char *what, uint64_t done, uint64_t total) {
+    (void)what;
+    (void)total;
+    return done < *(uint64_t *)context;
+}
+
+TEST(quantize_interrupted_leaves_nothing) {
+    hepta_error err;
+    char dir[512], path[600], model[512], tokenizer[512];
+    need_stories(model, tokenizer);
+    snprintf(dir, sizeof dir, "%s", test_tmp_dir());
+    snprintf(path, sizeof path, "%s/m.hepta", dir);
+    uint64_t limit = 100000;
+    hepta_quantize_options o = {.bits = 3.5, .tokenizer_path = tokenizer,
+                                .progress = stop_after_some, .progress_context = &limit};
+    CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_INTERRUPTED);
+    CHECK_EQ_INT(count_files(dir), 0);
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit limits;
+    CHECK(getrlimit(RLIMIT_FSIZE, &limits) == 0);
+    limits.rlim_cur = 50000;
+    CHECK(setrlimit(RLIMIT_FSIZE, &limits) == 0); /* a disk that fills up */
+    o.progress = NULL;
+    CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_IO);
+    limits.rlim_cur = RLIM_INFINITY;
+    setrlimit(RLIMIT_FSIZE, &limits);
+    CHECK_EQ_INT(count_files(dir), 0);
+}
+
+TEST(quantize_refuses_nan_and_infinity) {
+    hepta_error err;
+    char dir[512], path[600], bad[600], model[512], tokenizer[512];
+    need_stories(model, tokenizer);
+    snprintf(dir, sizeof dir, "%s", test_tmp_dir());
+    snprintf(path, sizeof path, "%s/m.hepta", dir);
+    snprintf(bad, sizeof bad, "%s/bad.bin", dir);
+    file_map map;
+    CHECK_OK(file_map_open(model, &map, &err));
+    uint8_t *copy = malloc(map.size);
+    CHECK(copy != NULL);
+    static const uint8_t values[2][4] = {{0, 0, 0xc0, 0x7f}, {0, 0, 0x80, 0xff}};
+    for (int i = 0; i < 2; i++) {
+        memcpy(copy, map.data, map.size);
+        memcpy(copy + 28 + 4 * (64 * 3 + 5), values[i], 4); /* token 3, dimension 5 */
+        FILE *f = fopen(bad, "wb");
+        CHECK(f != NULL && fwrite(copy, 1, map.size, f) == map.size && fclose(f) == 0);
+        hepta_quantize_options o = {.bits = 3.5, .tokenizer_path = tokenizer};
+        CHECK_EQ_INT(hepta_quantize(bad, path, &o, &err), HEPTA_ERROR_FORMAT);
+        CHECK(strstr(err.message, "token_embd.weight") != NULL);
+        CHECK(strstr(err.message, "row 3, column 5") != NULL);
+        CHECK_EQ_INT(count_files(dir), 1);
+    }
+    free(copy);
+    file_map_close(&map);
+}
+
+TEST(quantize_survives_failing_allocations) {
+    hepta_error err;
+    char dir[512], path[600], model[512], tokenizer[512];
+    need_stories(model, tokenizer);
+    snprintf(dir, sizeof dir, "%s", test_tmp_dir());
+    snprintf(path, sizeof path, "%s/m.hepta", dir);
+    hepta_quantize_options o = {.bits = 2, .threads = 1, .tokenizer_path = tokenizer};
+    uint64_t before = memory_count();
+    CHECK_OK(hepta_quantize(model, path, &o, &err));
+    uint64_t n = memory_count() - before;
+    remove(path);
+    uint64_t step = n / 40 + 1;
+    for (uint64_t k = 1; k <= n; k += k < 60 ? 1 : step) {
+        memory_fail_after(k);
+        hepta_status status = hepta_quantize(model, path, &o, &err);
+        memory_fail_after(0);
+        CHECK_EQ_INT(status, HEPTA_ERROR_MEMORY);
+        CHECK_EQ_INT(count_files(dir), 0);
+    }
+    test_note("%d allocations in one quantization", (int)n);
+}
+
+/* ---- Quality ----------------------------------------------------------- */
+
+/* Mean negative log-likelihood of tokens 1.. of windows of `ctx` tokens, each from a BOS. */
+static double mean_nll(const char *model, const char *tokenizer, const char *text_path, size_t limit,
+                       uint32_t ctx) {
+    hepta_error err;
+    hepta_model *m;
+    hepta_tokenizer *t;
+    hepta_session *s;
+    CHECK_OK(hepta_model_open(model, &m, &err));
+    CHECK_OK(hepta_tokenizer_open(model, tokenizer, &t, &err));
+    hepta_session_options options = {.n_ctx = ctx};
+    CHECK_OK(hepta_session_create(m, &options, &s, &err));
+    hepta_model_info info;
+    hepta_model_get_info(m, &info);
+    file_map text;
+    CHECK_OK(file_map_open(text_path, &text, &err));
+    size_t n_text = text.size < limit ? text.size : limit, n = 0;
+    int32_t *tokens = calloc(n_text + 1, sizeof *tokens), *window = calloc(ctx, sizeof *window);
+    float *logits = calloc((size_t)ctx * info.n_vocab, sizeof *logits);
+    CHECK(tokens != NULL && window != NULL && logits != NULL);
+    CHECK_OK(hepta_tokenizer_encode(t, (const char *)text.data, n_text, 0, tokens, n_text + 1, &n,
+                                    &err));
+    window[0] = hepta_tokenizer_bos(t);
+    double sum = 0;
+    size_t count = 0;
+    for (size_t at = 0; at + ctx - 1 <= n; at += ctx - 1) {
+        memcpy(window + 1, tokens + at, (ctx - 1) * sizeof *window);
+        hepta_session_truncate(s, 0);
+        CHECK_OK(hepta_session_eval(s, window, ctx, logits, true, &err));
+        for (uint32_t i = 0; i + 1 < ctx; i++, count++) {
+            const float *l = logits + (size_t)i * info.n_vocab;
+            double z = 0, max = (double)l[0];
+            for (uint32_t j = 1; j < info.n_vocab; j++) {
+                max = fmax(max, (double)l[j]);
+            }
+            for (uint32_t j = 0; j < info.n_vocab; j++) {
+                z += exp((double)l[j] - max);
+            }
+            sum += max + log(z) - (double)l[window[i + 1]];
+        }
+    }
+    CHECK(count > 0);
+    free(tokens);
+    free(window);
+    free(logits);
+    file_map_close(&text);
+    hepta_session_free(s);
+    hepta_tokenizer_free(t);
+    hepta_model_close(m);
+    return sum / (double)count;
+}
+
+TEST(quantize_perplexity_stories260K) {
+    char model[512], tokenizer[512], text[512], path[600];
+    need_stories(model, tokenizer);
+    snprintf(text, sizeof text, "%s", test_need_data("text/tinystories_v1_train_first2MiB.txt"));
+    snprintf(path, sizeof path, "%s/m.hepta", test_tmp_dir());
+    size_t limit = 100000;
+    double f32 = mean_nll(model, tokenizer, text, limit, 256);
+    static const double rates[] = {3, 3.5, 4, 8};
+    double previous = 1e9;
+    for (size_t i = 0; i < 4; i++) {
+        quantize_stories(path, rates[i], 2);
+        double q = mean_nll(path, NULL, text, limit, 256);
+        test_note("stories260K: perplexity F32 %.3f, %g bits %.3f (%+.2f %%)", exp(f32), rates[i],
+                  exp(q), 100 * expm1(q - f32));
+        CHECK(q < previous);
+        previous = q;
+    }
+    CHECK(previous - f32 < 0.005); /* 8 bits: all but the same */
+}
+
+TEST(quantize_perplexity_bundled_model) {
+    if (!file_exists(bundled) || !file_exists(bundled_f16)) {
+        SKIP("%s or %s is absent", bundled, bundled_f16);
+    }
+    const char *text = test_need_data("corpus/test.txt");
+    double f32 = mean_nll(bundled_f16, NULL, text, 60000, 512);
+    double q = mean_nll(bundled, NULL, text, 60000, 512);
+    test_note("bundled model on held-out text: perplexity F16 %.3f, 3.5 bits %.3f (%+.2f %%)",
+              exp(f32), exp(q), 100 * expm1(q - f32));
+    CHECK(q - f32 < 0.06); /* the project's bar is 4 %; this text sample is small */
+}
