@@ -1,0 +1,70 @@
+/*
+ * code.h - the window code: 2, 2.5, 3, 3.5 or 4 bits per weight to integers 0..127.
+ *
+ * A row of weights is a string of bits. Weight k owns the bits [e_k - b_k, e_k), b_k being
+ * width[k & 1], and its value depends on the 16 bits that end at e_k (zero bits stand before
+ * the row):
+ *
+ *     h_k = XOR of column[k & 1][j] over the set bits j of the window    (GF(2)-linear)
+ *     v_k = value[h_k]                                                    0..127
+ *     weight = scale_row * (v_k - 64)
+ *
+ * Invariant: decoding is a pure function of those 16 bits, so any block can be decoded on its
+ * own, and every decoder, on any machine, gives the same integers. docs/CODE.md defines the
+ * code and works an example by hand.
+ */
+#ifndef CODE_CODE_H
+#define CODE_CODE_H
+
+#include "hepta.h"
+
+enum {
+    CODE_BLOCK = 16,    /* weights per block: half_bits bytes of one row */
+    CODE_CENTRE = 64,   /* the value that stands for weight 0 */
+    CODE_WINDOW = 16,   /* bits that decide one value */
+    CODE_MIN_RATE = 4,  /* half bits per weight */
+    CODE_MAX_RATE = 8
+};
+
+struct code_table {
+    int half_bits;           /* 4..8: twice the bits per weight */
+    int width[2];            /* bits owned by even and odd weights */
+    uint8_t column[2][16];   /* hash of window bit 0 (oldest) .. 15 (newest), even and odd weights */
+    uint8_t value[256];      /* v = value[hash], 0..127 */
+    float unit;              /* standard deviation of v over Gaussian weights: scale = sigma / unit */
+};
+
+/* The table of a rate, NULL if half_bits is not in 4..8. */
+const struct code_table *code_table_get(int half_bits);
+
+/* Bytes of a row of n weights, n a multiple of 16. */
+size_t code_row_bytes(int half_bits, size_t n);
+
+/*
+ * Decodes one row of n weights (a multiple of 16) whose block b is at bits + b * block_stride:
+ * v[0..n) receives 0..127. The reference for every decode kernel.
+ */
+void code_decode_row(const struct code_table *table, const uint8_t *bits, size_t block_stride,
+                     size_t n, uint8_t *v);
+
+/*
+ * Encodes `rows` rows of n floats (row-major, n a multiple of 16): row r, block b goes to
+ * out + r * row_stride + b * block_stride. Weight k of row r is read back as
+ * scale[r] * (v - 64); the encoder minimises the sum of squared differences over the row.
+ * A scale that is not positive and finite codes the row as zeros; values beyond 256 scales
+ * (and infinities) count as 256, NaN as -256: callers reject them. `threads` <= 0 means 1.
+ * The output does not depend on the instruction set or the number of threads.
+ * Errors: HEPTA_ERROR_ARGUMENT for a ragged n, HEPTA_ERROR_MEMORY (about 28 MiB a thread).
+ */
+hepta_status code_encode_rows(const struct code_table *table, const float *x, const float *scale,
+                              size_t rows, size_t n, uint8_t *out, size_t row_stride,
+                              size_t block_stride, int threads, hepta_error *err);
+
+/*
+ * For tests: the variants of the encoder this machine can run ("generic" is always one).
+ * code_encode_variant(i) is NULL past the last; code_encode_force(NULL) returns to the best.
+ */
+const char *code_encode_variant(int i);
+bool code_encode_force(const char *name);
+
+#endif
