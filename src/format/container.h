@@ -7,9 +7,10 @@
  * blk.0.attn_q.weight, ...), pointing into read-only mappings of the files. The importers
  * translate; nothing above this layer knows where a model came from.
  *
- * Invariant: every tensor's [data, data + n_bytes) lies inside a mapping of the container and
- * n_bytes agrees with its type and shape; every string and array lies in a mapping or the arena.
- * Everything in a file is hostile until checked here.
+ * Invariant: every tensor's [data, data + n_bytes) lies inside a mapping of the container (or its
+ * arena, for the few that are computed), n_bytes agrees with its type and shape, no dimension is 0
+ * and data is aligned to the size of the type's items; names are unique; every string and array
+ * lies in a mapping or the arena. Everything in a file is hostile until checked here.
  *
  * Documented in docs/FORMAT.md. The GGUF specification: github.com/ggml-org/ggml, docs/gguf.md.
  */
@@ -45,12 +46,12 @@ typedef struct kv_string {
 typedef struct kv {
     kv_string key;
     kv_type type;
-    kv_type item_type;   /* of an array */
-    uint64_t n_items;    /* of an array */
+    kv_type item_type; /* of an array */
+    uint64_t n_items;  /* of an array */
     union {
-        uint64_t u;      /* KV_U*, KV_BOOL */
-        int64_t i;       /* KV_I* */
-        double f;        /* KV_F* */
+        uint64_t u; /* KV_U*, KV_BOOL */
+        int64_t i;  /* KV_I* */
+        double f;   /* KV_F* */
         kv_string s;
         const void *items; /* little-endian scalars, unaligned; or kv_string[n_items] */
     } v;
@@ -81,11 +82,14 @@ typedef struct tensor {
     uint64_t ne[4];     /* unused ones are 1 */
     const uint8_t *data;
     uint64_t n_bytes;
-    const char *file;   /* path of the file it lies in, for messages */
-    uint64_t offset;    /* of data in that file */
+    const char *file; /* path of the file it lies in, for messages */
+    uint64_t offset;  /* of data in that file */
     bool has_sha256;
     uint8_t sha256[32]; /* stored checksum (.hepta) */
 } tensor;
+
+/* Columns of a packed matrix, padded: 128 * 127 * 132096 < 2^31, so that int32 sums hold. */
+enum { TENSOR_PACKED_MAX_COLS = 132096 };
 
 typedef enum container_kind {
     CONTAINER_GGUF,
@@ -94,11 +98,17 @@ typedef enum container_kind {
     CONTAINER_LLAMA2C
 } container_kind;
 
+/* Hash table by name, linear probing: slots hold 1 + the entry's number, 0 is empty. */
+typedef struct name_index {
+    uint32_t *slots;
+    size_t n_slots; /* 0 or a power of two, more than twice the entries */
+} name_index;
+
 typedef struct container {
     container_kind kind;
     const char *path;
-    uint32_t version;    /* GGUF version, llama2.c version, 0 */
-    uint32_t hepta_version;  /* .hepta: hepta.version */
+    uint32_t version;       /* GGUF version, llama2.c version, 0 */
+    uint32_t hepta_version; /* .hepta: hepta.version */
     kv *kvs;
     size_t n_kvs;
     tensor *tensors;
@@ -107,16 +117,15 @@ typedef struct container {
     file_map *maps;
     size_t n_maps;
     arena memory;
-    uint32_t *kv_index, *tensor_index; /* hash tables by name */
-    size_t n_kv_index, n_tensor_index;
+    name_index kv_index, tensor_index;
 } container;
 
 /* ---- Opening ----------------------------------------------------------- */
 
 typedef struct container_options {
     const char *tokenizer_path; /* NULL, or a tokenizer that replaces the model's own */
-    bool metadata_only;  /* tokenizer and settings wanted: tensors may be absent (vocabulary files) */
-    bool no_tokenizer;   /* do not read tokenizer files (the engine alone) */
+    bool metadata_only;         /* a directory without any weights (settings, tokenizer) is fine */
+    bool no_tokenizer;          /* do not read tokenizer files (the engine alone) */
 } container_options;
 
 /* Recognizes the kind by content (magic numbers, config.json), not by the file's name. */
@@ -124,11 +133,16 @@ hepta_status container_open(const char *path, const container_options *options, 
                             hepta_error *err);
 void container_close(container *c);
 
-/* Importers, used by container_open. */
-hepta_status gguf_open(const char *path, container *c, hepta_error *err);
-hepta_status llama2c_open(const char *path, const container_options *o, container *c,
+/*
+ * Importers, used by container_open: each fills the empty container `c`, whose path is set.
+ * options->tokenizer_path is container_open's business.
+ */
+hepta_status gguf_open(const char *path, const container_options *options, container *c,
+                       hepta_error *err);
+hepta_status llama2c_open(const char *path, const container_options *options, container *c,
                           hepta_error *err);
-hepta_status hf_open(const char *path, const container_options *o, container *c, hepta_error *err);
+hepta_status hf_open(const char *path, const container_options *options, container *c,
+                     hepta_error *err);
 /* Reads a tokenizer file of any known kind into tokenizer.ggml.* keys, replacing those there. */
 hepta_status tokenizer_file_read(const char *path, container *c, hepta_error *err);
 
@@ -142,24 +156,38 @@ const tensor *container_tensor(const container *c, const char *name);
  * serves an unsigned getter if the value fits; any number serves f64). Variants with a fallback
  * fail only on a wrong type.
  */
-hepta_status container_get_u32(const container *c, const char *key, uint32_t *out, hepta_error *err);
+hepta_status container_get_u32(const container *c, const char *key, uint32_t *out,
+                               hepta_error *err);
 hepta_status container_get_u32_or(const container *c, const char *key, uint32_t fallback,
                                   uint32_t *out, hepta_error *err);
+hepta_status container_get_u64(const container *c, const char *key, uint64_t *out,
+                               hepta_error *err);
+hepta_status container_get_f32(const container *c, const char *key, float *out, hepta_error *err);
 hepta_status container_get_f32_or(const container *c, const char *key, float fallback, float *out,
                                   hepta_error *err);
+/* The fallback, too, when the key is of another type. */
 bool container_get_bool_or(const container *c, const char *key, bool fallback);
 /* NULL when absent or no string; NUL-terminated copy owned by the container. */
 const char *container_get_string(container *c, const char *key);
 
-int64_t kv_item_i64(const kv *array, uint64_t i);       /* item of an integer or bool array */
-double kv_item_f64(const kv *array, uint64_t i);        /* item of a number array */
-kv_string kv_item_string(const kv *array, uint64_t i);  /* item of a string array */
+/* Items of arrays; 0 or an empty string when i is past the end or the array of another type. */
+int64_t kv_item_i64(const kv *array, uint64_t i);      /* item of an integer or bool array */
+double kv_item_f64(const kv *array, uint64_t i);       /* item of a number array */
+kv_string kv_item_string(const kv *array, uint64_t i); /* item of a string array */
 
-/* Bytes that a tensor of this GGML type and shape takes; false: unknown type or overflow. */
+/*
+ * Bytes that a tensor of this GGML type and shape takes; false: unknown type, a dimension of 0,
+ * rows that are no whole number of blocks, or overflow.
+ */
 bool tensor_type_bytes(uint32_t type, const uint64_t ne[4], uint64_t *n_bytes);
-/* The same for TENSOR_PACKED: rows padded to 4, columns to 16, codes then bfloat16 row scales. */
+/*
+ * The same for TENSOR_PACKED: rows padded to 4, columns to 16, codes then bfloat16 row scales.
+ * false: half_bits not in 4..8 or 16, no rows or columns, more than TENSOR_PACKED_MAX_COLS columns
+ * or 2^32 - 4 rows.
+ */
 bool tensor_packed_bytes(uint32_t half_bits, uint64_t n_rows, uint64_t n_cols, uint64_t *n_bytes);
-const char *tensor_type_name(uint32_t type); /* "F16", "Q4_K", ... "type 99" never: "unknown" */
+const char *tensor_type_name(uint32_t type); /* "F16", "Q4_K", ... or "unknown" */
+const char *kv_type_name(kv_type type);      /* "u32", "string", ... or "unknown" */
 uint64_t tensor_n_weights(const tensor *t);
 
 /* ---- Building (importers, quantizer) ----------------------------------- */
@@ -175,23 +203,30 @@ hepta_status container_set_string(container *c, const char *key, const char *s, 
 hepta_status container_set_array(container *c, const char *key, kv_type item_type,
                                  const void *items, uint64_t n, hepta_error *err);
 void container_remove(container *c, const char *key);
+/* Copies the name; data and file stay the caller's and must outlive the container. */
 hepta_status container_add_tensor(container *c, const tensor *t, hepta_error *err);
 
 /* ---- Writing GGUF and .hepta ------------------------------------------- */
 
 /*
  * Streams a .hepta file: the header is laid out from the tensor list at the start (names, types,
- * shapes, sizes known; data not yet), then the tensors' bytes are appended in order, then the
- * checksums are patched into the header and the file is committed.
+ * shapes known; data not yet), then the tensors' bytes are appended in order, then the checksums
+ * are patched into the header and the file is committed.
+ *
+ * The writer adds hepta.version, hepta.tensor.*, hepta.file.sha256 and general.alignment itself
+ * and leaves out such keys, and split.*, among `kvs`, where hepta.recipe (string), hepta.bits
+ * (f32) and hepta.rotation.seed (u64) must stand. Nothing is kept of `kvs` and `tensors`.
  */
 typedef struct hepta_writer hepta_writer;
-hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs,
-                               const tensor *tensors, size_t n_tensors, hepta_writer **out,
-                               hepta_error *err);
-/* Appends n bytes of the tensor at hand; tensors follow each other as listed. */
+hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs, const tensor *tensors,
+                               size_t n_tensors, hepta_writer **out, hepta_error *err);
+/*
+ * Appends n bytes of the tensor at hand; tensors follow each other as listed, and a call does
+ * not reach from one into the next. After an error only hepta_writer_discard makes sense.
+ */
 hepta_status hepta_writer_write(hepta_writer *w, const void *data, size_t n, hepta_error *err);
 hepta_status hepta_writer_commit(hepta_writer *w, hepta_error *err); /* frees w in any case */
-void hepta_writer_discard(hepta_writer *w);
+void hepta_writer_discard(hepta_writer *w);                          /* w may be NULL */
 
 /*
  * Checks a whole file: structure, value ranges (finite scales, norms), padding, every checksum.
