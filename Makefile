@@ -2,7 +2,7 @@
 #
 # Variables: CC, CFLAGS, LDFLAGS, BUILD (output folder), PREFIX, DESTDIR,
 # ENGINE_ONLY=1 (libraries without text and JSON: only a C compiler, make, libc and OpenMP),
-# SANITIZE=1 (AddressSanitizer and UndefinedBehaviorSanitizer).
+# WERROR=1 (warnings are errors, as in `make check`), SANITIZE=1 (AddressSanitizer and UndefinedBehaviorSanitizer).
 
 MAKEFLAGS += --no-builtin-rules
 VERSION := $(shell sed -n 's/^.define HEPTA_VERSION_M[AI][JN]OR \([0-9]*\)/\1/p;s/^.define HEPTA_VERSION_PATCH \([0-9]*\)/\1/p' include/hepta.h | paste -sd.)
@@ -20,10 +20,13 @@ NUMERIC := -ffp-contract=off -fno-fast-math -fno-math-errno -fexcess-precision=s
 ifneq (,$(findstring clang,$(shell $(CC) --version)))
 NUMERIC := $(filter-out -fexcess-precision=standard,$(NUMERIC))
 endif
-WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
+WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes
 FLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARNINGS) $(NUMERIC) -fopenmp -fPIC \
 	-fvisibility=hidden -MMD -MP
 LIBS := -lm
+ifdef WERROR
+FLAGS += -Werror
+endif
 ifdef SANITIZE
 FLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 LINK_FLAGS := -fsanitize=address,undefined
