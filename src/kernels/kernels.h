@@ -26,10 +26,10 @@ enum {
  */
 typedef struct rotation {
     uint32_t n, n_padded;
-    uint32_t m, pow2;      /* pow2 = 2^p */
-    float *signs;          /* (n) +1 or -1 */
-    float *hartley;        /* (m, m), NULL if m = 1 */
-    float hadamard_scale;  /* 1 / sqrt(2^p) */
+    uint32_t m, pow2;     /* pow2 = 2^p */
+    float *signs;         /* (n) +1 or -1 */
+    float *hartley;       /* (m, m), NULL if m = 1 */
+    float hadamard_scale; /* 1 / sqrt(2^p) */
 } rotation;
 hepta_status rotation_create(uint32_t n, uint64_t seed, rotation **out, hepta_error *err);
 void rotation_free(rotation *r);
@@ -45,9 +45,9 @@ typedef struct packed_matrix {
 
 /* int8 activations of one token with one scale: x = q * scale. */
 typedef struct activation {
-    const int8_t *q;   /* (n_cols), |q| <= 127 */
+    const int8_t *q; /* (n_cols), |q| <= 127 */
     float scale;
-    int32_t sum;       /* of q */
+    int32_t sum; /* of q */
 } activation;
 
 typedef struct kernels {

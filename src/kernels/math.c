@@ -54,7 +54,7 @@ double math_exp_f64(double x) {
                                1.0 / 39916800,
                                1.0 / 479001600,
                                1.0 / 6227020800};
-    x = x < -745.0 ? -745.0 : x;
+    x = x < -746.0 ? -746.0 : x;
     x = x > 710.0 ? 710.0 : x;
     double z = x * 0x1.71547652b82fep0 + ROUND_F64;
     double k = z - ROUND_F64;

@@ -85,7 +85,7 @@ static inline float math_exp_f32(float x) {
 }
 
 /*
- * binary64, for tables computed once (RoPE, rotations). Relative errors below 4e-16 (exp: for
+ * binary64, for tables computed once (RoPE, rotations). Relative errors below 6e-16 (exp: for
  * |x| <= 700; log: for normal x > 0; cos and sin: absolute, for |x| <= 1e6).
  */
 double math_exp_f64(double x);

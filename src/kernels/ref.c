@@ -218,6 +218,16 @@ static void matmul_f32_ref(const float *w, uint32_t n_rows, uint32_t n_cols, con
     }
 }
 
+/* As half_to_float, without branches: exponent and fraction in place, rebased by 2^(127 - 15). */
+static inline float half_value(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, sizeof h); /* little-endian machines alone, see model/llama.c */
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = (uint32_t)(h & 0x7fffu) << 13;
+    uint32_t finite = math_bits_f32(math_from_bits_f32(magnitude) * 0x1p112f);
+    uint32_t infinite = magnitude | 0x7f800000u; /* or NaN */
+    return math_from_bits_f32(sign | (magnitude >= 0x0f800000u ? infinite : finite));
+}
+
 static void row_to_f32_ref(uint32_t type, const uint8_t *src, uint32_t n, float *dst) {
     switch (type) {
     case TENSOR_F32: /* little-endian, perhaps unaligned */
@@ -227,12 +237,12 @@ static void row_to_f32_ref(uint32_t type, const uint8_t *src, uint32_t n, float 
         break;
     case TENSOR_F16:
         for (uint32_t i = 0; i < n; i++) {
-            dst[i] = half_to_float(load_u16(src + (size_t)2 * i));
+            dst[i] = half_value(src + (size_t)2 * i);
         }
         break;
     case TENSOR_BF16:
         for (uint32_t i = 0; i < n; i++) {
-            dst[i] = bfloat_to_float(load_u16(src + (size_t)2 * i));
+            dst[i] = math_from_bits_f32((uint32_t)load_u16(src + (size_t)2 * i) << 16);
         }
         break;
     default: /* TENSOR_Q8_0; the product has at most 8 + 11 bits: exact */

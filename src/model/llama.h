@@ -1,0 +1,96 @@
+/*
+ * llama.h - a LLaMA-family model in memory, and what a session keeps between tokens.
+ *
+ * A model is a view of its container: matrices stay where the file is mapped; only norm vectors
+ * and the rotations' tables are copied. A session owns one block of memory that holds the KV
+ * cache and all buffers of a forward pass.
+ *
+ * docs/MODEL.md maps the equations to the functions; docs/NUMERICS.md gives the exact order of
+ * every operation.
+ */
+#ifndef MODEL_LLAMA_H
+#define MODEL_LLAMA_H
+
+#include "format/container.h"
+#include "kernels/kernels.h"
+
+/* A matrix W (n_rows, n_cols): y = W x. */
+typedef struct matrix {
+    const tensor *source;
+    uint32_t type; /* tensor_type */
+    uint32_t n_rows, n_cols;
+    size_t row_bytes;     /* of an unpacked type */
+    packed_matrix packed; /* TENSOR_PACKED: the rows are rotated by `rotation` */
+    const rotation *rotation;
+} matrix;
+
+typedef struct llama_layer {
+    const float *attn_norm; /* (n_embd) */
+    matrix wq;              /* (n_head * head_dim, n_embd) */
+    matrix wk, wv;          /* (n_head_kv * head_dim, n_embd) */
+    matrix wo;              /* (n_embd, n_head * head_dim) */
+    const float *ffn_norm;  /* (n_embd) */
+    matrix gate, up;        /* (n_ff, n_embd) */
+    matrix down;            /* (n_embd, n_ff) */
+} llama_layer;
+
+enum { LLAMA_MAX_ROTATIONS = 3 }; /* widths n_embd, n_head * head_dim, n_ff */
+
+struct hepta_model {
+    container *file;
+    const kernels *kernels;
+    hepta_model_info info;
+    float norm_eps;
+    bool rope_interleaved;    /* pairs (2i, 2i+1), else (i, i + n_rot/2) */
+    uint32_t n_rot;           /* leading items of a head that RoPE turns */
+    double *rope_frequency;   /* (n_rot / 2) radians per position */
+    matrix embedding;         /* (n_vocab, n_embd) */
+    llama_layer *layers;      /* (n_layer) */
+    const float *output_norm; /* (n_embd) */
+    matrix head;              /* (n_vocab, n_embd), the embedding if tied */
+    rotation *rotations[LLAMA_MAX_ROTATIONS];
+    size_t n_rotations;
+    arena memory;
+};
+
+/*
+ * The buffers of a session. T = n_batch tokens; a column of a buffer is one token's vector, one
+ * after the other. `heads` = n_head * head_dim, `heads_kv` = n_head_kv * head_dim.
+ */
+struct hepta_session {
+    const hepta_model *model;
+    uint32_t n_ctx, n_batch;
+    uint32_t position; /* tokens in the cache */
+    int threads;
+    hepta_cache_type cache_type;
+    void *memory; /* everything below */
+    size_t memory_bytes;
+
+    void *k_cache, *v_cache;    /* (n_layer, n_head_kv, n_ctx, head_dim), F32 or F16 */
+    float *x;                   /* (T, n_embd) residual stream */
+    float *h;                   /* (T, n_embd) normalised input, or a sublayer's output */
+    float *q;                   /* (T, heads) */
+    float *k, *v;               /* (T, heads_kv) */
+    float *attention;           /* (T, heads) */
+    float *gate, *up;           /* (T, n_ff) */
+    float *rope_cos, *rope_sin; /* (T, n_rot / 2) */
+    int8_t *quantized;          /* (T, width) rotated inputs of packed matrices; NULL: none */
+    activation *activations;    /* (T) */
+    uint8_t *scratch;           /* (threads, scratch_bytes) */
+    size_t scratch_bytes;       /* per thread */
+    uint32_t width;             /* of the widest input, padded to 16 */
+};
+
+/*
+ * forward.c: appends n <= n_batch tokens at session->position (which the caller then moves) and
+ * computes the logits of the last n_logits of them, (n_logits, n_vocab). Cannot fail: the caller
+ * has checked ids and room.
+ */
+void llama_forward(hepta_session *s, const int32_t *tokens, uint32_t n, float *logits,
+                   uint32_t n_logits);
+
+/* The widest input of a matrix, padded to 16, and the bytes of scratch memory a thread needs. */
+uint32_t llama_width(const hepta_model *model);
+size_t llama_scratch_bytes(const hepta_model *model);
+
+#endif

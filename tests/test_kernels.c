@@ -1,0 +1,785 @@
+/*
+ * test_kernels.c - elementary functions against libm, the reference kernels against independent
+ * computations, and every other kernel table against the reference by memcmp.
+ *
+ * Inputs and outputs lie against guard pages, so that a kernel that reads or writes past an end
+ * is a crash. Shapes cover 0, 1, lane widths and one more or less, and large ones; values cover
+ * zeros, one-hot, extremes, subnormals and random numbers.
+ */
+#include "test.h"
+
+#include "code/code.h"
+#include "format/container.h"
+#include "kernels/kernels.h"
+#include "kernels/math.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---- Guarded memory ---------------------------------------------------- */
+
+/* `n` bytes of which the last (or, with at_start, the first) touches an unmapped page. The test's
+ * process ends soon: nothing is freed but by guard_reset. */
+static struct {
+    void *base;
+    size_t size;
+} guarded[64];
+static size_t n_guarded;
+
+static void *guard_alloc(size_t n, bool at_start) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n + page - 1) / page * page + page;
+    uint8_t *base =
+        mmap(NULL, body + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(base != MAP_FAILED && n_guarded < 64);
+    mprotect(base, page, PROT_NONE);
+    mprotect(base + page + body, page, PROT_NONE);
+    guarded[n_guarded].base = base;
+    guarded[n_guarded++].size = body + 2 * page;
+    return at_start ? base + page : base + page + body - n;
+}
+
+static void guard_reset(void) {
+    while (n_guarded > 0) {
+        n_guarded--;
+        munmap(guarded[n_guarded].base, guarded[n_guarded].size);
+    }
+}
+
+/* A guarded copy. */
+static void *guard_copy(const void *data, size_t n, bool at_start) {
+    void *p = guard_alloc(n, at_start);
+    memcpy(p, data, n);
+    return p;
+}
+
+/* ---- Values ------------------------------------------------------------ */
+
+enum { ZEROS, ONE_HOT, EXTREMES, SUBNORMALS, RANDOM, N_PATTERNS };
+
+static void fill_floats(float *x, size_t n, int pattern) {
+    size_t hot = n > 0 ? test_random_below((uint32_t)n) : 0;
+    for (size_t i = 0; i < n; i++) {
+        switch (pattern) {
+        case ZEROS:
+            x[i] = test_random() & 1 ? 0.0f : -0.0f;
+            break;
+        case ONE_HOT:
+            x[i] = i == hot ? test_random_float() * 100.0f : 0.0f;
+            break;
+        case EXTREMES:
+            x[i] = (test_random() & 1 ? 1e15f : -1e-15f) * test_random_float();
+            break;
+        case SUBNORMALS:
+            x[i] = test_random_float() * 0x1p-127f;
+            break;
+        default:
+            x[i] = test_random_gauss();
+        }
+    }
+}
+
+static void fill_i8(int8_t *q, size_t n, int pattern) {
+    size_t hot = n > 0 ? test_random_below((uint32_t)n) : 0;
+    for (size_t i = 0; i < n; i++) {
+        switch (pattern) {
+        case ZEROS:
+            q[i] = 0;
+            break;
+        case ONE_HOT:
+            q[i] = i == hot ? -127 : 0;
+            break;
+        case EXTREMES:
+            q[i] = test_random() & 1 ? 127 : -127;
+            break;
+        default:
+            q[i] = (int8_t)(test_random_below(255) - 127);
+            break;
+        }
+    }
+}
+
+static uint16_t random_finite_half(void) {
+    uint16_t h;
+    do {
+        h = (uint16_t)test_random();
+    } while ((h & 0x7c00) == 0x7c00);
+    return h;
+}
+
+/* The table under test that is number i after ref, or NULL past the last; NULL name: not here. */
+static const kernels *other_table(size_t i, bool *supported) {
+    return kernels_get(i + 1, supported);
+}
+
+#define FOR_EACH_TABLE(k)                                                                          \
+    bool supported_ = false;                                                                       \
+    const kernels *k;                                                                              \
+    for (size_t table_ = 0; (k = other_table(table_, &supported_)) != NULL; table_++)              \
+        if (!supported_) {                                                                         \
+            test_note("%s: not on this CPU", k->name);                                             \
+        } else
+
+static const uint32_t shapes[] = {0,   1,   2,   3,   7,   8,   9,   15,   16,
+                                  17,  31,  32,  33,  63,  64,  65,  100,  127,
+                                  128, 129, 172, 255, 256, 257, 688, 1000, 4096};
+enum { N_SHAPES = sizeof shapes / sizeof shapes[0], MAX_N = 4096 };
+
+/* ---- Elementary functions ---------------------------------------------- */
+
+static double ulps(double got, double expected) {
+    int exponent;
+    (void)frexp(expected, &exponent);
+    return fabs(got - expected) / ldexp(1.0, (exponent < -125 ? -125 : exponent) - 24);
+}
+
+TEST(math_exp_f32) {
+    double worst = 0.0;
+    for (uint32_t u = 0; u < 0xff800000u; u += 257) {
+        float x = math_from_bits_f32(u);
+        if (x < -104.0f || x > 88.72f) {
+            continue;
+        }
+        double error = ulps((double)math_exp_f32(x), exp((double)x));
+        worst = error > worst ? error : worst;
+    }
+    test_note("largest error %.3f ulp", worst);
+    CHECK(worst < 1.1);
+    CHECK(math_exp_f32(0.0f) == 1.0f && math_exp_f32(-0.0f) == 1.0f);
+    CHECK(math_exp_f32(-104.5f) == 0.0f && math_exp_f32(-INFINITY) == 0.0f);
+    CHECK(math_exp_f32(89.0f) == INFINITY && math_exp_f32(INFINITY) == INFINITY);
+    CHECK(isnan(math_exp_f32(NAN)));
+}
+
+static double uniform(void) {
+    return (double)(test_random() >> 11) * 0x1p-53;
+}
+
+static double relative(double got, long double expected) {
+    return (double)fabsl(((long double)got - expected) / expected);
+}
+
+TEST(math_f64) {
+    double exp_error = 0.0, log_error = 0.0, trig_error = 0.0, turn_error = 0.0;
+    for (int i = 0; i < 400000; i++) {
+        double x = (uniform() - 0.5) * 1400.0, s, c;
+        exp_error = fmax(exp_error, relative(math_exp_f64(x), expl((long double)x)));
+        double y = i % 2 != 0 ? exp(x) : 0.5 + uniform();
+        if (y != 1.0) {
+            log_error = fmax(log_error, relative(math_log_f64(y), logl((long double)y)));
+        }
+        x = (uniform() - 0.5) * 2e6;
+        math_sin_cos_f64(x, &s, &c);
+        trig_error = fmax(trig_error, (double)fabsl((long double)s - sinl((long double)x)));
+        trig_error = fmax(trig_error, (double)fabsl((long double)c - cosl((long double)x)));
+        uint64_t m = 1 + test_random_below(100000), k = test_random_below((uint32_t)m);
+        long double angle = 6.283185307179586476925287L * (long double)k / (long double)m;
+        math_sin_cos_turn(k, m, &s, &c);
+        turn_error = fmax(turn_error, (double)fabsl((long double)s - sinl(angle)));
+        turn_error = fmax(turn_error, (double)fabsl((long double)c - cosl(angle)));
+    }
+    test_note("exp %.2g, log %.2g relative; sin and cos %.2g, of a turn %.2g absolute", exp_error,
+              log_error, trig_error, turn_error);
+    CHECK(exp_error < 4e-16 && log_error < 6e-16 && trig_error < 4e-16 && turn_error < 4e-16);
+    CHECK(math_exp_f64(0.0) == 1.0 && math_log_f64(1.0) == 0.0);
+    CHECK(math_exp_f64(-800.0) == 0.0 && math_exp_f64(800.0) == INFINITY);
+    /* RoPE frequencies: base^(-2i/d) */
+    for (int i = 0; i < 64; i++) {
+        long double expected = powl(500000.0L, -2.0L * i / 128.0L);
+        CHECK(relative(math_pow_f64(500000.0, -2.0 * i / 128.0), expected) < 4e-15);
+    }
+}
+
+/* ---- Rotation ---------------------------------------------------------- */
+
+TEST(rotation_is_orthonormal) {
+    double worst_norm = 0.0, worst_inverse = 0.0;
+    static float x[640], y[640], scratch[640];
+    for (uint32_t n = 1; n <= 600; n++) {
+        hepta_error err;
+        rotation *r = NULL;
+        CHECK_OK(rotation_create(n, n * 77, &r, &err));
+        CHECK(r->n == n && r->m * r->pow2 == n && r->m % 2 == 1 && r->n_padded % 16 == 0);
+        fill_floats(x, n, RANDOM);
+        memcpy(y, x, sizeof x);
+        kernels_ref.rotate(r, y, scratch);
+        double before = 0.0, after = 0.0, difference = 0.0;
+        for (uint32_t i = 0; i < n; i++) {
+            before += (double)x[i] * (double)x[i];
+            after += (double)y[i] * (double)y[i];
+        }
+        for (uint32_t i = n; i < r->n_padded; i++) {
+            CHECK(y[i] == 0.0f);
+        }
+        kernels_ref.rotate_inverse(r, y, scratch);
+        for (uint32_t i = 0; i < n; i++) {
+            difference += pow((double)x[i] - (double)y[i], 2);
+        }
+        worst_norm = fmax(worst_norm, fabs(after / before - 1.0));
+        worst_inverse = fmax(worst_inverse, sqrt(difference / before));
+        rotation_free(r);
+    }
+    test_note("norm changes by %.2g, there and back differs by %.2g", worst_norm, worst_inverse);
+    CHECK(worst_norm < 2e-6 && worst_inverse < 2e-6);
+}
+
+/* The columns of H, one by one, are orthonormal, and spread a one-hot over all outputs. */
+TEST(rotation_of_unit_vectors) {
+    static const uint32_t widths[] = {1, 2, 3, 12, 43, 64, 172};
+    for (size_t w = 0; w < sizeof widths / sizeof widths[0]; w++) {
+        uint32_t n = widths[w];
+        hepta_error err;
+        rotation *r = NULL;
+        CHECK_OK(rotation_create(n, 5, &r, &err));
+        static float columns[176][176], scratch[176];
+        for (uint32_t j = 0; j < n; j++) {
+            memset(columns[j], 0, sizeof columns[j]);
+            columns[j][j] = 1.0f;
+            kernels_ref.rotate(r, columns[j], scratch);
+            for (uint32_t i = 0; i <= j; i++) {
+                double dot = 0.0;
+                for (uint32_t c = 0; c < n; c++) {
+                    CHECK(fabs((double)columns[j][c]) <= sqrt(2.0 / n) + 1e-6);
+                    dot += (double)columns[i][c] * (double)columns[j][c];
+                }
+                CHECK(fabs(dot - (i == j)) < 1e-6);
+            }
+        }
+        rotation_free(r);
+    }
+}
+
+TEST(rotation_errors) {
+    hepta_error err;
+    rotation *r = NULL;
+    CHECK_EQ_INT(rotation_create(0, 1, &r, &err), HEPTA_ERROR_UNSUPPORTED);
+    CHECK_EQ_INT(rotation_create(KERNELS_MAX_COLS + 1, 1, &r, &err), HEPTA_ERROR_UNSUPPORTED);
+    CHECK_EQ_INT(rotation_create(8193, 1, &r, &err), HEPTA_ERROR_UNSUPPORTED);
+    CHECK(strstr(err.message, "8193") != NULL);
+    for (uint64_t k = 1; k <= 3; k++) {
+        memory_fail_after(k);
+        CHECK_EQ_INT(rotation_create(12, 1, &r, &err), HEPTA_ERROR_MEMORY);
+        memory_fail_after(0);
+    }
+    CHECK(r == NULL);
+}
+
+/* ---- The reference against independent computations -------------------- */
+
+/* A packed matrix in guarded memory: codes and scales end at an unmapped page. */
+static packed_matrix random_packed(uint32_t half_bits, uint32_t n_rows, uint32_t n_cols,
+                                   int pattern) {
+    uint64_t n_bytes = 0;
+    CHECK(tensor_packed_bytes(half_bits, n_rows, n_cols, &n_bytes));
+    uint8_t *data = guard_alloc((size_t)n_bytes, false);
+    size_t n_codes = (size_t)((n_rows + 3) / 4 * 4) * (n_cols / 16) * half_bits;
+    for (size_t i = 0; i < n_codes; i++) {
+        data[i] = pattern == ZEROS ? 0 : pattern == EXTREMES ? 0xff : (uint8_t)test_random();
+        if (half_bits == 16) {
+            data[i] = pattern == EXTREMES ? (uint8_t)(test_random() & 1 ? 127 : 129) : data[i];
+            data[i] = data[i] == 128 ? 129 : data[i];
+        }
+    }
+    for (size_t r = 0; r < n_rows; r++) {
+        uint16_t scale = bfloat_from_float(0.01f + fabsf(test_random_float()));
+        data[n_codes + 2 * r] = (uint8_t)scale;
+        data[n_codes + 2 * r + 1] = (uint8_t)(scale >> 8);
+    }
+    return (packed_matrix){half_bits, n_rows, n_cols, data, data + n_codes};
+}
+
+/* Weight (r, c) by the code's own decoder. */
+static void decode_by_code(const packed_matrix *m, uint32_t r, int *w) {
+    const size_t stride = (size_t)4 * m->half_bits;
+    const uint8_t *codes = m->codes + r / 4 * (m->n_cols / 16 * stride) + r % 4 * m->half_bits;
+    if (m->half_bits == 16) {
+        for (uint32_t c = 0; c < m->n_cols; c++) {
+            w[c] = (int8_t)codes[c / 16 * stride + c % 16];
+        }
+        return;
+    }
+    uint8_t *v = malloc(m->n_cols);
+    CHECK(v != NULL);
+    code_decode_row(code_table_get((int)m->half_bits), codes, stride, m->n_cols, v);
+    for (uint32_t c = 0; c < m->n_cols; c++) {
+        w[c] = v[c] - CODE_CENTRE;
+    }
+    free(v);
+}
+
+static activation random_activation(uint32_t n, int pattern) {
+    int8_t *q = guard_alloc(n, false);
+    fill_i8(q, n, pattern);
+    activation a = {q, 0.001f + fabsf(test_random_float()), 0};
+    for (uint32_t i = 0; i < n; i++) {
+        a.sum += q[i];
+    }
+    return a;
+}
+
+static const uint32_t packed_rates[] = {4, 5, 6, 7, 8, 16};
+enum { N_RATES = sizeof packed_rates / sizeof packed_rates[0] };
+
+TEST(ref_matmul_packed) {
+    for (size_t rate = 0; rate < N_RATES; rate++) {
+        for (uint32_t n_cols = 16; n_cols <= 272; n_cols += 64) {
+            packed_matrix m = random_packed(packed_rates[rate], 7, n_cols, RANDOM);
+            activation x[2] = {random_activation(n_cols, RANDOM),
+                               random_activation(n_cols, EXTREMES)};
+            uint8_t *scratch = guard_alloc((size_t)4 * n_cols, false);
+            float y[2][8], row[272];
+            kernels_ref.matmul_packed(&m, 0, 7, x, 2, y[0], 8, scratch);
+            for (uint32_t r = 0; r < 7; r++) {
+                int w[272];
+                decode_by_code(&m, r, w);
+                float scale = bfloat_to_float(load_u16(m.scales + (size_t)2 * r));
+                kernels_ref.unpack_row(&m, r, row, scratch);
+                for (int t = 0; t < 2; t++) {
+                    int64_t sum = 0;
+                    for (uint32_t c = 0; c < n_cols; c++) {
+                        sum += w[c] * x[t].q[c];
+                        CHECK(row[c] == (float)w[c] * scale);
+                    }
+                    CHECK(y[t][r] == ((float)sum * scale) * x[t].scale);
+                }
+            }
+            guard_reset();
+        }
+    }
+}
+
+/* The widest matrix with extreme values: the int32 sum must not overflow. */
+TEST(ref_matmul_packed_widest) {
+    const uint32_t n = KERNELS_MAX_COLS;
+    packed_matrix m = random_packed(16, 4, n, ZEROS);
+    uint8_t *codes = guard_alloc((size_t)4 * n + 8, false);
+    memset(codes, 0x80, (size_t)4 * n); /* -128: not written by the quantizer, but possible */
+    memcpy(codes + (size_t)4 * n, m.scales, 8);
+    m.codes = codes, m.scales = codes + (size_t)4 * n;
+    int8_t *q = guard_alloc(n, false);
+    memset(q, -127, n);
+    activation x = {q, 1.0f, -127 * (int32_t)n};
+    uint8_t *scratch = guard_alloc((size_t)4 * n, false);
+    float expected = (float)(128 * 127 * (int64_t)n) * bfloat_to_float(load_u16(m.scales));
+    bool supported;
+    const kernels *k;
+    for (size_t i = 0; (k = kernels_get(i, &supported)) != NULL; i++) {
+        float y[4] = {0};
+        if (supported) {
+            k->matmul_packed(&m, 0, 4, &x, 1, y, 4, scratch);
+            CHECK(y[0] == expected);
+        }
+    }
+}
+
+TEST(ref_quantize_activation) {
+    float x[32] = {0};
+    int8_t q[32];
+    float scale;
+    int32_t sum;
+    kernels_ref.quantize_activation(x, 32, q, &scale, &sum);
+    CHECK(scale == 0.0f && sum == 0 && q[31] == 0);
+    x[3] = -2.0f, x[4] = 1.0f, x[5] = 127.5f * 2.0f / 127.0f * 0.0f + 0.5f * 2.0f / 127.0f;
+    x[6] = 1.5f * 2.0f / 127.0f;
+    kernels_ref.quantize_activation(x, 32, q, &scale, &sum);
+    CHECK(scale == 2.0f / 127.0f && q[3] == -127 && q[4] == 64); /* 63.5 to even */
+    CHECK(q[5] == 0 && q[6] == 2);                               /* 0.5 and 1.5 to even */
+    CHECK_EQ_INT(sum, -127 + 64 + 0 + 2);
+    x[9] = 0x1p-140f, x[3] = x[4] = x[5] = x[6] = 0.0f; /* too small for 127 / amax */
+    kernels_ref.quantize_activation(x, 32, q, &scale, &sum);
+    CHECK(scale == 0.0f && q[9] == 0);
+    x[9] = NAN, x[10] = INFINITY;
+    kernels_ref.quantize_activation(x, 32, q, &scale, &sum);
+    CHECK(isnan(scale) && sum == 0 && q[10] == 0);
+}
+
+/* Lanes and tree of docs/NUMERICS.md, written a second time. */
+static float dot_by_definition(const float *a, const float *b, uint32_t n) {
+    float lane[16] = {0};
+    for (uint32_t i = 0; i < n; i++) {
+        volatile float product = a[i] * b[i];
+        lane[i % 16] = lane[i % 16] + product;
+    }
+    for (int width = 8; width >= 1; width /= 2) {
+        for (int l = 0; l < width; l++) {
+            lane[l] = lane[l] + lane[l + width];
+        }
+    }
+    return lane[0];
+}
+
+TEST(ref_reductions) {
+    static float a[MAX_N], b[MAX_N], y[MAX_N];
+    for (size_t s = 0; s < N_SHAPES; s++) {
+        uint32_t n = shapes[s];
+        for (int pattern = 0; pattern < N_PATTERNS; pattern++) {
+            fill_floats(a, n, pattern);
+            fill_floats(b, n, RANDOM);
+            float got, expected = dot_by_definition(a, b, n);
+            kernels_ref.matmul_f32(a, 1, n, b, n, 1, &got, 1);
+            CHECK_MEM_EQ(&got, &expected, sizeof got);
+            if (n > 0) {
+                float r = 1.0f / sqrtf(dot_by_definition(a, a, n) / (float)n + 1e-5f);
+                kernels_ref.rmsnorm(a, b, n, 1e-5f, y);
+                for (uint32_t i = 0; i < n; i++) {
+                    CHECK(y[i] == (a[i] * r) * b[i]);
+                }
+            }
+        }
+    }
+}
+
+TEST(ref_row_to_f32) {
+    uint8_t src[65536 * 2];
+    static float y[65536];
+    for (uint32_t h = 0; h < 65536; h++) {
+        src[2 * h] = (uint8_t)h;
+        src[2 * h + 1] = (uint8_t)(h >> 8);
+    }
+    kernels_ref.row_to_f32(TENSOR_F16, src, 65536, y);
+    for (uint32_t h = 0; h < 65536; h++) {
+        float expected = half_to_float((uint16_t)h);
+        CHECK(isnan(expected) ? isnan(y[h]) : math_bits_f32(y[h]) == math_bits_f32(expected));
+    }
+    kernels_ref.row_to_f32(TENSOR_BF16, src, 65536, y);
+    for (uint32_t h = 0; h < 65536; h++) {
+        CHECK_EQ_INT(math_bits_f32(y[h]), h << 16);
+    }
+    uint8_t q8[34] = {0x00, 0x3c + 4}; /* scale 2 */
+    for (int i = 0; i < 32; i++) {
+        q8[2 + i] = (uint8_t)(i * 8 - 128);
+    }
+    kernels_ref.row_to_f32(TENSOR_Q8_0, q8, 32, y);
+    CHECK(y[0] == -256.0f && y[31] == 240.0f && y[16] == 0.0f);
+}
+
+/* Attention against a softmax in double. */
+TEST(ref_attention) {
+    enum { DIM = 24, POS = 200 };
+    static float q[DIM], k[POS * DIM], v[POS * DIM], out[DIM], scratch[64 + 2 * DIM];
+    static uint16_t k16[POS * DIM], v16[POS * DIM];
+    for (uint32_t n = 1; n <= POS; n += n < 4 ? 1 : 31) {
+        fill_floats(q, DIM, RANDOM);
+        for (size_t i = 0; i < POS * DIM; i++) {
+            k16[i] = half_from_float(test_random_gauss());
+            v16[i] = half_from_float(test_random_gauss());
+            k[i] = half_to_float(k16[i]), v[i] = half_to_float(v16[i]);
+        }
+        double score[POS], max = -1e30, sum = 0.0;
+        for (uint32_t j = 0; j < n; j++) {
+            score[j] = 0.0;
+            for (uint32_t d = 0; d < DIM; d++) {
+                score[j] += (double)q[d] * (double)k[j * DIM + d];
+            }
+            score[j] *= 0.5;
+            max = fmax(max, score[j]);
+        }
+        for (uint32_t j = 0; j < n; j++) {
+            sum += exp(score[j] - max);
+        }
+        kernels_ref.attention(q, k, v, DIM, false, n, DIM, 0.5f, out, scratch);
+        for (uint32_t d = 0; d < DIM; d++) {
+            double expected = 0.0;
+            for (uint32_t j = 0; j < n; j++) {
+                expected += exp(score[j] - max) / sum * (double)v[j * DIM + d];
+            }
+            CHECK(fabs((double)out[d] - expected) < 5e-6);
+        }
+        float out16[DIM];
+        kernels_ref.attention(q, k16, v16, DIM, true, n, DIM, 0.5f, out16, scratch);
+        CHECK_MEM_EQ(out, out16, sizeof out);
+    }
+}
+
+TEST(ref_rope_and_swiglu) {
+    float x[8] = {1, 2, 3, 4, 5, 6, 7, 8}, y[8];
+    const float c[2] = {0.0f, 1.0f}, s[2] = {1.0f, 0.0f}; /* a quarter turn, and none */
+    memcpy(y, x, sizeof x);
+    kernels_ref.rope(y, 4, true, c, s);
+    CHECK(y[0] == -2 && y[1] == 1 && y[2] == 3 && y[3] == 4 && y[4] == 5);
+    memcpy(y, x, sizeof x);
+    kernels_ref.rope(y, 4, false, c, s);
+    CHECK(y[0] == -3 && y[2] == 1 && y[1] == 2 && y[3] == 4 && y[4] == 5);
+    float gate[3] = {0.0f, 3.0f, -200.0f}, up[3] = {2.0f, 2.0f, 2.0f};
+    kernels_ref.swiglu(gate, up, 3);
+    CHECK(gate[0] == 0.0f && fabs((double)gate[1] - 6.0 / (1.0 + exp(-3.0))) < 1e-6);
+    CHECK(gate[2] == 0.0f);
+}
+
+/* ---- Every table against the reference --------------------------------- */
+
+TEST(tables_matmul_packed) {
+    static const uint32_t rows[] = {1, 3, 4, 5, 8, 12, 15, 16, 17, 20, 36};
+    static const uint32_t cols[] = {16, 32, 48, 64, 80, 128, 176, 256, 688, 4096};
+    static const uint32_t tokens[] = {1, 2, 3, 4, 5, 8, 13, 16, 33};
+    FOR_EACH_TABLE(k) {
+        for (int round = 0; round < 600; round++) {
+            uint32_t n_rows = rows[test_random_below(11)], n_cols = cols[test_random_below(10)];
+            uint32_t n_tokens = tokens[test_random_below(9)];
+            uint32_t rate = packed_rates[round % N_RATES];
+            uint32_t begin = test_random_below((n_rows + 3) / 4) * 4;
+            uint32_t end = begin + 1 + test_random_below(n_rows - begin);
+            packed_matrix m =
+                random_packed(rate, n_rows, n_cols, round % 5 < 2 ? round % 5 : RANDOM);
+            activation x[33];
+            for (uint32_t t = 0; t < n_tokens; t++) {
+                x[t] = random_activation(n_cols, round % 7);
+            }
+            uint8_t *scratch = guard_alloc((size_t)4 * n_cols, false);
+            float *y = guard_alloc((size_t)n_tokens * n_rows * sizeof(float), round % 2 == 0);
+            float *expected = guard_alloc((size_t)n_tokens * n_rows * sizeof(float), false);
+            kernels_ref.matmul_packed(&m, begin, end, x, n_tokens, expected, n_rows, scratch);
+            k->matmul_packed(&m, begin, end, x, n_tokens, y, n_rows, scratch);
+            CHECK_MEM_EQ(y, expected, (size_t)n_tokens * n_rows * sizeof(float));
+            float *row = guard_alloc(n_cols * sizeof(float), false);
+            float *expected_row = guard_alloc(n_cols * sizeof(float), false);
+            kernels_ref.unpack_row(&m, end - 1, expected_row, scratch);
+            k->unpack_row(&m, end - 1, row, scratch);
+            CHECK_MEM_EQ(row, expected_row, n_cols * sizeof(float));
+            guard_reset();
+        }
+    }
+}
+
+TEST(tables_quantize_activation) {
+    FOR_EACH_TABLE(k) {
+        for (size_t s = 0; s < N_SHAPES; s++) {
+            for (int pattern = 0; pattern <= N_PATTERNS; pattern++) {
+                uint32_t n = shapes[s];
+                float *x = guard_alloc(n * sizeof *x, pattern % 2 == 0);
+                fill_floats(x, n, pattern);
+                if (pattern == N_PATTERNS && n > 0) {
+                    x[test_random_below(n)] = test_random() & 1 ? NAN : -INFINITY;
+                }
+                int8_t *q[2] = {guard_alloc(n, false), guard_alloc(n, false)};
+                float scale[2];
+                int32_t sum[2];
+                kernels_ref.quantize_activation(x, n, q[0], &scale[0], &sum[0]);
+                k->quantize_activation(x, n, q[1], &scale[1], &sum[1]);
+                CHECK_MEM_EQ(q[0], q[1], n);
+                CHECK_MEM_EQ(&scale[0], &scale[1], sizeof scale[0]);
+                CHECK_EQ_INT(sum[0], sum[1]);
+                guard_reset();
+            }
+        }
+    }
+}
+
+TEST(tables_matmul_f32) {
+    static const uint32_t rows[] = {0, 1, 2, 3, 4, 5, 7, 8, 9}, tokens[] = {1, 2, 3, 4, 5, 9};
+    FOR_EACH_TABLE(k) {
+        for (int round = 0; round < 300; round++) {
+            uint32_t n_rows = rows[test_random_below(9)], n_tokens = tokens[test_random_below(6)];
+            uint32_t n = shapes[test_random_below(N_SHAPES)];
+            float *w = guard_alloc((size_t)n_rows * n * sizeof *w, false);
+            float *x = guard_alloc((size_t)n_tokens * n * sizeof *x, round % 2 == 0);
+            fill_floats(w, (size_t)n_rows * n, round % N_PATTERNS);
+            fill_floats(x, (size_t)n_tokens * n, round % 3 == 0 ? EXTREMES : RANDOM);
+            size_t n_y = (size_t)n_tokens * n_rows * sizeof(float);
+            float *y[2] = {guard_alloc(n_y, false), guard_alloc(n_y, false)};
+            kernels_ref.matmul_f32(w, n_rows, n, x, n, n_tokens, y[0], n_rows);
+            k->matmul_f32(w, n_rows, n, x, n, n_tokens, y[1], n_rows);
+            CHECK_MEM_EQ(y[0], y[1], n_y);
+            guard_reset();
+        }
+    }
+}
+
+TEST(tables_row_to_f32) {
+    static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    FOR_EACH_TABLE(k) {
+        for (size_t s = 0; s < N_SHAPES; s++) {
+            for (int type = 0; type < 4; type++) {
+                uint32_t n = type == 3 ? shapes[s] / 32 * 32 : shapes[s];
+                size_t n_bytes = type == 0 ? n * 4 : type == 3 ? n / 32 * 34 : n * 2;
+                uint8_t *src = guard_alloc(n_bytes, s % 2 == 0);
+                for (size_t i = 0; i + 1 < n_bytes; i += 2) {
+                    uint16_t h = random_finite_half();
+                    if (type != 1 && (h & 0x7f80) == 0x7f80) {
+                        h = 0;
+                    }
+                    memcpy(src + i, &h, 2);
+                }
+                float *y[2] = {guard_alloc(n * 4, false), guard_alloc(n * 4, false)};
+                kernels_ref.row_to_f32(types[type], src, n, y[0]);
+                k->row_to_f32(types[type], src, n, y[1]);
+                CHECK_MEM_EQ(y[0], y[1], n * 4);
+                guard_reset();
+            }
+        }
+    }
+}
+
+TEST(tables_elementwise) {
+    FOR_EACH_TABLE(k) {
+        for (size_t s = 0; s < N_SHAPES; s++) {
+            for (int pattern = 0; pattern < N_PATTERNS; pattern++) {
+                uint32_t n = shapes[s];
+                size_t n_bytes = n * sizeof(float);
+                float *a = guard_alloc(n_bytes, pattern % 2 == 0), *b = guard_alloc(n_bytes, false);
+                fill_floats(a, n, pattern);
+                fill_floats(b, n, RANDOM);
+                if (pattern == EXTREMES) {
+                    for (uint32_t i = 0; i < n; i++) { /* the whole range of exp */
+                        a[i] = test_random_float() * 120.0f;
+                    }
+                }
+                float *y[2] = {guard_alloc(n_bytes, false), guard_alloc(n_bytes, false)};
+                if (n > 0) {
+                    kernels_ref.rmsnorm(a, b, n, 1e-5f, y[0]);
+                    k->rmsnorm(a, b, n, 1e-5f, y[1]);
+                    CHECK_MEM_EQ(y[0], y[1], n_bytes);
+                }
+                memcpy(y[0], a, n_bytes), memcpy(y[1], a, n_bytes);
+                kernels_ref.swiglu(y[0], b, n);
+                k->swiglu(y[1], b, n);
+                CHECK_MEM_EQ(y[0], y[1], n_bytes);
+                memcpy(y[0], a, n_bytes), memcpy(y[1], a, n_bytes);
+                kernels_ref.add(y[0], b, n);
+                k->add(y[1], b, n);
+                CHECK_MEM_EQ(y[0], y[1], n_bytes);
+                memcpy(y[0], a, n_bytes), memcpy(y[1], a, n_bytes);
+                uint32_t n_rot = n / 2 * 2;
+                kernels_ref.rope(y[0], n_rot, s % 2 == 0, b, b + n / 2);
+                k->rope(y[1], n_rot, s % 2 == 0, b, b + n / 2);
+                CHECK_MEM_EQ(y[0], y[1], n_bytes);
+                guard_reset();
+            }
+        }
+    }
+}
+
+TEST(tables_attention) {
+    static const uint32_t dims[] = {1, 2, 8, 15, 16, 17, 24, 32, 40, 64, 80, 96, 128, 129};
+    static const uint32_t positions[] = {1, 2, 7, 15, 16, 17, 63, 64, 65, 128, 129, 300};
+    FOR_EACH_TABLE(k) {
+        for (int round = 0; round < 400; round++) {
+            uint32_t dim = dims[test_random_below(14)], n = positions[test_random_below(12)];
+            bool f16 = round % 2 != 0;
+            uint32_t stride = dim + (round % 3 == 0 ? 5 : 0);
+            size_t n_items = (size_t)(n - 1) * stride + dim, item = f16 ? 2 : 4;
+            float *q = guard_alloc(dim * 4, round % 4 < 2);
+            fill_floats(q, dim, RANDOM);
+            void *cache[2] = {guard_alloc(n_items * item, false),
+                              guard_alloc(n_items * item, false)};
+            for (int c = 0; c < 2; c++) {
+                for (size_t i = 0; i < n_items; i++) {
+                    float x = test_random_gauss() * (round % 5 == 0 ? 30.0f : 1.0f);
+                    if (f16) {
+                        ((uint16_t *)cache[c])[i] = half_from_float(x);
+                    } else {
+                        ((float *)cache[c])[i] = x;
+                    }
+                }
+            }
+            float *out[2] = {guard_alloc(dim * 4, false), guard_alloc(dim * 4, false)};
+            float *scratch = guard_alloc((KERNELS_ATTENTION_BLOCK + 2 * dim) * 4, false);
+            kernels_ref.attention(q, cache[0], cache[1], stride, f16, n, dim, 0.3f, out[0],
+                                  scratch);
+            k->attention(q, cache[0], cache[1], stride, f16, n, dim, 0.3f, out[1], scratch);
+            CHECK_MEM_EQ(out[0], out[1], dim * 4);
+            guard_reset();
+        }
+    }
+}
+
+TEST(tables_rotate) {
+    static const uint32_t large[] = {704, 1000, 1024, 2048, 4096, 5632, 11008, 14336};
+    FOR_EACH_TABLE(k) {
+        for (uint32_t i = 1; i < 600 + 8; i++) {
+            uint32_t n = i < 600 ? i : large[i - 600];
+            hepta_error err;
+            rotation *r = NULL;
+            CHECK_OK(rotation_create(n, i, &r, &err));
+            size_t n_bytes = r->n_padded * sizeof(float);
+            float *x = guard_alloc(n_bytes, false);
+            fill_floats(x, r->n_padded, i % 7 == 0 ? ONE_HOT : RANDOM);
+            float *y = guard_copy(x, n_bytes, i % 2 == 0);
+            float *scratch = guard_alloc(n * sizeof(float), false);
+            kernels_ref.rotate(r, x, scratch);
+            k->rotate(r, y, scratch);
+            CHECK_MEM_EQ(x, y, n_bytes);
+            kernels_ref.rotate_inverse(r, x, scratch);
+            k->rotate_inverse(r, y, scratch);
+            CHECK_MEM_EQ(x, y, n_bytes);
+            rotation_free(r);
+            guard_reset();
+        }
+    }
+}
+
+/* ---- The same bits from every compiler and machine --------------------- */
+
+static float plain_float(uint32_t i) { /* in [-2, 2), from integers alone */
+    uint32_t h = i * 2654435761u;
+    h = (h ^ (h >> 15)) * 2246822519u;
+    h ^= h >> 13;
+    return (float)(int32_t)(h >> 8) * 0x1p-22f - 2.0f;
+}
+
+TEST(ref_golden_digest) {
+    enum { N = 1032 };
+    static float x[N + 8], y[N + 8], scratch[2 * N];
+    static int8_t q[N + 8];
+    sha256 s;
+    sha256_start(&s);
+    hepta_error err;
+    rotation *r = NULL;
+    CHECK_OK(rotation_create(N, 12345, &r, &err)); /* 129 * 8 */
+    for (uint32_t i = 0; i < N; i++) {
+        x[i] = plain_float(i), y[i] = plain_float(i + N);
+    }
+    kernels_ref.rotate(r, x, scratch);
+    sha256_update(&s, x, sizeof x);
+    float scale;
+    int32_t sum;
+    kernels_ref.quantize_activation(x, r->n_padded, q, &scale, &sum);
+    sha256_update(&s, q, sizeof q);
+    sha256_update(&s, &scale, sizeof scale);
+    kernels_ref.rotate_inverse(r, x, scratch);
+    kernels_ref.rmsnorm(x, y, N, 1e-5f, x);
+    kernels_ref.swiglu(x, y, N);
+    sha256_update(&s, x, sizeof x);
+    kernels_ref.attention(x, x, y, 8, false, 129, 8, 0.7f, y, scratch);
+    sha256_update(&s, y, 8 * sizeof *y);
+    for (uint32_t i = 0; i < 64; i++) {
+        double sine, cosine, angle = 1000.5 * i * math_pow_f64(10000.0, -2.0 * i / 128.0);
+        math_sin_cos_f64(angle, &sine, &cosine);
+        float pair[2] = {(float)sine, (float)cosine};
+        sha256_update(&s, pair, sizeof pair);
+    }
+    rotation_free(r);
+    uint8_t digest[32];
+    char hex[65];
+    sha256_finish(&s, digest);
+    sha256_hex(digest, hex);
+    CHECK_EQ_STR(hex, "218b007199f104c538455c92193587d04b869ca4f264bb109621f6aec2a51af7");
+}
+
+/* ---- Choice of a table ------------------------------------------------- */
+
+TEST(kernels_select) {
+    const kernels *k = NULL;
+    hepta_error err;
+    unsetenv("HEPTA_KERNELS");
+    CHECK_OK(kernels_select(&k, &err));
+    test_note("this CPU runs %s", k->name);
+    setenv("HEPTA_KERNELS", "ref", 1);
+    CHECK_OK(kernels_select(&k, &err));
+    CHECK(k == &kernels_ref);
+    setenv("HEPTA_KERNELS", "", 1);
+    CHECK_OK(kernels_select(&k, &err));
+    setenv("HEPTA_KERNELS", "abacus", 1);
+    k = NULL;
+    CHECK_EQ_INT(kernels_select(&k, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK(k == NULL && strstr(err.message, "abacus") != NULL && strstr(err.message, "ref") != NULL);
+    bool supported;
+    for (size_t i = 0; (k = kernels_get(i, &supported)) != NULL; i++) {
+        const kernels *chosen = NULL;
+        setenv("HEPTA_KERNELS", k->name, 1);
+        hepta_status status = kernels_select(&chosen, &err);
+        CHECK_EQ_INT(status, supported ? HEPTA_OK : HEPTA_ERROR_UNSUPPORTED);
+        CHECK(!supported || chosen == k);
+    }
+}
