@@ -125,7 +125,7 @@ static hepta_status score_text(scorer *s, const settings *o, const int32_t *toke
 static int print_result(const scorer *s, const settings *o, size_t n_bytes) {
     double mean = s->sum / (double)s->n, error = standard_error(s);
     double perplexity = exp(mean);
-    double bits_per_byte = s->sum / log(2.0) / (double)n_bytes;
+    double bits_per_byte = n_bytes > 0 ? s->sum / log(2.0) / (double)n_bytes : 0;
     if (o->json) {
         return print_json(json_pack("{s:s, s:s, s:I, s:i, s:i, s:f, s:f, s:f, s:f}", "model", o->model,
                                     "text", o->text, "tokens", (json_int_t)s->n, "ctx", (int)o->ctx,
@@ -138,6 +138,15 @@ static int print_result(const scorer *s, const settings *o, size_t n_bytes) {
            perplexity, perplexity * error, (unsigned long long)s->n, o->ctx, o->stride, mean,
            bits_per_byte);
     return EXIT_OK;
+}
+
+/* Bytes of text that the tokens stand for. */
+static size_t count_bytes(const hepta_tokenizer *t, const int32_t *tokens, size_t n) {
+    size_t n_bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        n_bytes += hepta_tokenizer_decode(t, tokens[i], i == 0, true, NULL, 0);
+    }
+    return n_bytes;
 }
 
 static int measure(settings *o) {
@@ -186,7 +195,7 @@ static int measure(settings *o) {
         code = report(&err);
         goto done;
     }
-    code = print_result(&s, o, n_text);
+    code = print_result(&s, o, count_bytes(tokenizer, tokens, n_tokens));
 done:
     hepta_session_free(s.session);
     free(s.logits);
