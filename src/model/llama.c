@@ -29,13 +29,19 @@ typedef struct loader {
     hepta_error *err;
 } loader;
 
+/* The end of a long path: messages have room for more. */
+static const char *shown(const char *path) {
+    size_t n = strlen(path);
+    return n > 160 ? path + n - 160 : path;
+}
+
 /* ---- Hyperparameters --------------------------------------------------- */
 
 static hepta_status out_of_range(const loader *l, const char *key, uint64_t value, uint64_t min,
                                  uint64_t max) {
     return error_set(l->err, HEPTA_ERROR_FORMAT,
-                     "%.200s: %s is %" PRIu64 ", expected %" PRIu64 " to %" PRIu64, l->file->path,
-                     key, value, min, max);
+                     "%s: %s is %" PRIu64 ", expected %" PRIu64 " to %" PRIu64,
+                     shown(l->file->path), key, value, min, max);
 }
 
 static hepta_status check_range(const loader *l, const char *key, uint64_t value, uint64_t min,
@@ -59,8 +65,8 @@ static hepta_status get_positive_f32_or(const loader *l, const char *key, float 
                                         float *out) {
     hepta_status status = container_get_f32_or(l->file, key, fallback, out, l->err);
     if (status == HEPTA_OK && !(*out > 0.0f && *out <= FLT_MAX)) {
-        return error_set(l->err, HEPTA_ERROR_FORMAT, "%.200s: %s is %g, expected a positive number",
-                         l->file->path, key, (double)*out);
+        return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: %s is %g, expected a positive number",
+                         shown(l->file->path), key, (double)*out);
     }
     return status;
 }
@@ -69,13 +75,13 @@ static hepta_status read_architecture(loader *l) {
     hepta_model_info *info = &l->model->info;
     const char *name = container_get_string(l->file, "general.architecture");
     if (name == NULL) {
-        return error_set(l->err, HEPTA_ERROR_FORMAT, "%.200s: general.architecture is missing",
-                         l->file->path);
+        return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: general.architecture is missing",
+                         shown(l->file->path));
     }
     if (strcmp(name, "llama") != 0) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                         "%.200s: architecture \"%.40s\" is not supported (only \"llama\")",
-                         l->file->path, name);
+                         "%s: architecture \"%.40s\" is not supported (only \"llama\")",
+                         shown(l->file->path), name);
     }
     snprintf(info->architecture, sizeof info->architecture, "%s", name);
     name = container_get_string(l->file, "general.name");
@@ -102,13 +108,13 @@ static hepta_status read_shape(loader *l) {
     }
     if (n_expert != 0) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                         "%.200s: mixtures of experts are not supported (llama.expert_count %u)",
-                         l->file->path, n_expert);
+                         "%s: mixtures of experts are not supported (llama.expert_count %u)",
+                         shown(l->file->path), n_expert);
     }
     if (i->n_head % i->n_head_kv != 0) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,
-                         "%.200s: llama.attention.head_count %u is no multiple of head_count_kv %u",
-                         l->file->path, i->n_head, i->n_head_kv);
+                         "%s: llama.attention.head_count %u is no multiple of head_count_kv %u",
+                         shown(l->file->path), i->n_head, i->n_head_kv);
     }
     if ((status = get_u32_or(l, "llama.attention.key_length", i->n_embd / i->n_head, 1,
                              KERNELS_MAX_COLS, &i->head_dim)) != HEPTA_OK ||
@@ -118,20 +124,20 @@ static hepta_status read_shape(loader *l) {
     }
     if (value_dim != i->head_dim) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                         "%.200s: heads with keys of %u and values of %u items", l->file->path,
+                         "%s: heads with keys of %u and values of %u items", shown(l->file->path),
                          i->head_dim, value_dim);
     }
     if (container_find(l->file, "llama.attention.key_length") == NULL &&
         i->n_embd % i->n_head != 0) {
         return error_set(
             l->err, HEPTA_ERROR_FORMAT,
-            "%.200s: llama.embedding_length %u is no multiple of llama.attention.head_count %u",
-            l->file->path, i->n_embd, i->n_head);
+            "%s: llama.embedding_length %u is no multiple of llama.attention.head_count %u",
+            shown(l->file->path), i->n_embd, i->n_head);
     }
     if ((uint64_t)i->n_head * i->head_dim > KERNELS_MAX_COLS) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                         "%.200s: %u heads of %u items are more than the supported %d in all",
-                         l->file->path, i->n_head, i->head_dim, KERNELS_MAX_COLS);
+                         "%s: %u heads of %u items are more than the supported %d in all",
+                         shown(l->file->path), i->n_head, i->head_dim, KERNELS_MAX_COLS);
     }
     return HEPTA_OK;
 }
@@ -141,8 +147,8 @@ static hepta_status read_norm_eps(loader *l) {
     float *eps = &l->model->norm_eps;
     hepta_status status = container_get_f32(l->file, key, eps, l->err);
     if (status == HEPTA_OK && !(*eps > 0.0f && *eps <= 1.0f)) {
-        return error_set(l->err, HEPTA_ERROR_FORMAT, "%.200s: %s is %g, expected above 0, up to 1",
-                         l->file->path, key, (double)*eps);
+        return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: %s is %g, expected above 0, up to 1",
+                         shown(l->file->path), key, (double)*eps);
     }
     return status;
 }
@@ -168,17 +174,17 @@ static hepta_status read_rope(loader *l) {
     }
     if (m->n_rot % 2 != 0) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,
-                         "%.200s: llama.rope.dimension_count is %u, expected an even number",
-                         l->file->path, m->n_rot);
+                         "%s: llama.rope.dimension_count is %u, expected an even number",
+                         shown(l->file->path), m->n_rot);
     }
     const char *scaling = container_get_string(l->file, "llama.rope.scaling.type");
     if (scaling == NULL || strcmp(scaling, "none") == 0) {
         factor = 1.0f;
     } else if (strcmp(scaling, "linear") != 0) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                         "%.200s: llama.rope.scaling.type \"%.40s\" is not supported (none, linear,"
+                         "%s: llama.rope.scaling.type \"%.40s\" is not supported (none, linear,"
                          " or rope_freqs.weight)",
-                         l->file->path, scaling);
+                         shown(l->file->path), scaling);
     }
     m->rope_interleaved = container_get_bool_or(l->file, "hepta.rope.interleaved", true);
 
@@ -190,14 +196,14 @@ static hepta_status read_rope(loader *l) {
     }
     m->rope_frequency = arena_alloc(&m->memory, n, sizeof *m->rope_frequency);
     if (m->rope_frequency == NULL) {
-        return error_set(l->err, HEPTA_ERROR_MEMORY, "%.200s: no memory for %u frequencies",
-                         l->file->path, n);
+        return error_set(l->err, HEPTA_ERROR_MEMORY, "%s: no memory for %u frequencies",
+                         shown(l->file->path), n);
     }
     for (uint32_t i = 0; i < n; i++) {
         if (divisor != NULL && !(divisor[i] > 0.0f)) {
             return error_set(l->err, HEPTA_ERROR_FORMAT,
-                             "%.200s: %s: item %u is %g, expected a positive number", l->file->path,
-                             t->name, i, (double)divisor[i]);
+                             "%s: %s: item %u is %g, expected a positive number",
+                             shown(l->file->path), t->name, i, (double)divisor[i]);
         }
         double frequency = math_pow_f64((double)base, -2.0 * (double)i / (double)m->n_rot);
         frequency /= (double)factor;
@@ -211,8 +217,8 @@ static hepta_status read_rope(loader *l) {
 static hepta_status find_tensor(loader *l, const char *name, const tensor **out) {
     *out = container_tensor(l->file, name);
     if (*out == NULL) {
-        return error_set(l->err, HEPTA_ERROR_FORMAT, "%.200s: tensor %s is missing", l->file->path,
-                         name);
+        return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: tensor %s is missing",
+                         shown(l->file->path), name);
     }
     return HEPTA_OK;
 }
@@ -226,14 +232,13 @@ static hepta_status wrong_shape(const loader *l, const tensor *t, uint32_t n_row
         snprintf(found + n, sizeof found - n, " x %" PRIu64, t->ne[d]);
     }
     snprintf(expected, sizeof expected, n_rows > 0 ? "%u x %u" : "%u", n_cols, n_rows);
-    return error_set(l->err, HEPTA_ERROR_FORMAT,
-                     "%.200s: tensor %.64s has the shape %s, expected %s", t->file, t->name, found,
-                     expected);
+    return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: tensor %.64s has the shape %s, expected %s",
+                     shown(t->file), t->name, found, expected);
 }
 
 static hepta_status wrong_type(const loader *l, const tensor *t, const char *expected) {
     return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                     "%.200s: tensor %.64s has the type %s (%u), expected %s", t->file, t->name,
+                     "%s: tensor %.64s has the type %s (%u), expected %s", shown(t->file), t->name,
                      tensor_type_name(t->type), t->type, expected);
 }
 
@@ -252,15 +257,15 @@ static hepta_status load_vector(loader *l, const tensor *t, const char *name, ui
     }
     float *v = arena_alloc(&l->model->memory, n, sizeof *v);
     if (v == NULL) {
-        return error_set(l->err, HEPTA_ERROR_MEMORY, "%.200s: no memory for tensor %.64s", t->file,
-                         name);
+        return error_set(l->err, HEPTA_ERROR_MEMORY, "%s: no memory for tensor %.64s",
+                         shown(t->file), name);
     }
     l->model->kernels->row_to_f32(t->type, t->data, n, v);
     for (uint32_t i = 0; i < n; i++) {
         if (!isfinite(v[i])) {
             return error_set(l->err, HEPTA_ERROR_FORMAT,
-                             "%.200s: tensor %.64s: item %u is not a finite number", t->file, name,
-                             i);
+                             "%s: tensor %.64s: item %u is not a finite number", shown(t->file),
+                             name, i);
         }
     }
     l->n_used++;
@@ -289,8 +294,8 @@ static hepta_status load_packed(loader *l, const tensor *t, matrix *out) {
     if (!tensor_packed_bytes(t->half_bits, out->n_rows, out->n_cols, &n_bytes) ||
         n_bytes != t->n_bytes) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,
-                         "%.200s: tensor %.64s: %" PRIu64 " bytes do not fit %u/2 bits per weight",
-                         t->file, t->name, t->n_bytes, t->half_bits);
+                         "%s: tensor %.64s: %" PRIu64 " bytes do not fit %u/2 bits per weight",
+                         shown(t->file), t->name, t->n_bytes, t->half_bits);
     }
     packed_matrix *p = &out->packed;
     p->half_bits = t->half_bits;
@@ -302,8 +307,8 @@ static hepta_status load_packed(loader *l, const tensor *t, matrix *out) {
         /* bfloat16: an exponent of all ones is an infinity or NaN */
         if ((load_u16(p->scales + (size_t)2 * r) & 0x7f80) == 0x7f80) {
             return error_set(l->err, HEPTA_ERROR_FORMAT,
-                             "%.200s: tensor %.64s: the scale of row %u is not a finite number",
-                             t->file, t->name, r);
+                             "%s: tensor %.64s: the scale of row %u is not a finite number",
+                             shown(t->file), t->name, r);
         }
     }
     return find_rotation(l, out->n_cols, &out->rotation);
@@ -394,8 +399,8 @@ static hepta_status check_all_used(const loader *l) {
         }
         if (!found) {
             return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                             "%.200s: tensor %.64s has no place in the llama architecture", t->file,
-                             t->name);
+                             "%s: tensor %.64s has no place in the llama architecture",
+                             shown(t->file), t->name);
         }
     }
     return HEPTA_OK;
@@ -411,9 +416,9 @@ static hepta_status load_tensors(loader *l) {
     uint64_t n_vocab = embedding->n_dims == 2 ? embedding->ne[1] : 0;
     if (n_vocab < 1 || n_vocab > INT32_MAX) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,
-                         "%.200s: tensor token_embd.weight has %" PRIu64
+                         "%s: tensor token_embd.weight has %" PRIu64
                          " rows, expected 1 to 2147483647",
-                         embedding->file, n_vocab);
+                         shown(embedding->file), n_vocab);
     }
     m->info.n_vocab = (uint32_t)n_vocab;
     if ((status = load_matrix(l, "token_embd.weight", m->info.n_vocab, m->info.n_embd,
@@ -430,13 +435,13 @@ static hepta_status load_tensors(loader *l) {
     }
     if (m->info.n_layer > l->file->n_tensors) { /* before memory is asked for them */
         return error_set(l->err, HEPTA_ERROR_FORMAT,
-                         "%.200s: llama.block_count is %u, but the file has only %zu tensors",
-                         l->file->path, m->info.n_layer, l->file->n_tensors);
+                         "%s: llama.block_count is %u, but the file has only %zu tensors",
+                         shown(l->file->path), m->info.n_layer, l->file->n_tensors);
     }
     m->layers = arena_alloc(&m->memory, m->info.n_layer, sizeof *m->layers);
     if (m->layers == NULL) {
-        return error_set(l->err, HEPTA_ERROR_MEMORY, "%.200s: no memory for %u layers",
-                         l->file->path, m->info.n_layer);
+        return error_set(l->err, HEPTA_ERROR_MEMORY, "%s: no memory for %u layers",
+                         shown(l->file->path), m->info.n_layer);
     }
     for (uint32_t i = 0; i < m->info.n_layer; i++) {
         if ((status = load_layer(l, i, &m->layers[i])) != HEPTA_OK) {
@@ -465,7 +470,7 @@ hepta_status hepta_model_open(const char *path, hepta_model **out, hepta_error *
     }
     hepta_model *m = memory_alloc(1, sizeof *m);
     if (m == NULL) {
-        return error_set(err, HEPTA_ERROR_MEMORY, "%.200s: no memory for a model", path);
+        return error_set(err, HEPTA_ERROR_MEMORY, "%s: no memory for a model", shown(path));
     }
     loader l = {.model = m, .err = err};
     const container_options options = {.no_tokenizer = true};

@@ -1,0 +1,651 @@
+/*
+ * test_model.c - the forward pass: known texts from real models, the same bits whatever the
+ * threads, chunks, cache, kernels and environment, packed against float weights, hostile files.
+ */
+#include "test.h"
+
+#include "kernels/kernels.h"
+#include "model/llama.h"
+#include "tiny_model.h"
+
+#include <fenv.h>
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- Helpers ----------------------------------------------------------- */
+
+static hepta_model *open_model(const char *path) {
+    hepta_error err;
+    hepta_model *m = NULL;
+    CHECK_OK(hepta_model_open(path, &m, &err));
+    return m;
+}
+
+static hepta_session *new_session(const hepta_model *m, uint32_t n_batch, int threads,
+                                  hepta_cache_type cache_type) {
+    hepta_error err;
+    hepta_session *s = NULL;
+    hepta_session_options o = {.n_batch = n_batch, .threads = threads, .cache_type = cache_type};
+    CHECK_OK(hepta_session_create(m, &o, &s, &err));
+    return s;
+}
+
+static float *new_floats(size_t n) {
+    float *x = malloc(n * sizeof *x);
+    CHECK(x != NULL);
+    return x;
+}
+
+/* Token ids 1 .. n_vocab - 1 */
+static void random_tokens(int32_t *tokens, size_t n, uint32_t n_vocab) {
+    for (size_t i = 0; i < n; i++) {
+        tokens[i] = (int32_t)(1 + test_random_below(n_vocab - 1));
+    }
+}
+
+/* A tiny model's file of this test; the type is the matrices'. */
+static const char *tiny_file(uint32_t type, uint32_t half_bits) {
+    static char path[1024];
+    tiny_model *m = calloc(1, sizeof *m);
+    CHECK(m != NULL);
+    tiny_default(m, type, half_bits);
+    snprintf(path, sizeof path, "%s/tiny.hepta", test_tmp_dir());
+    tiny_write(m, path);
+    free(m);
+    return path;
+}
+
+/* Logits of all tokens, (n, n_vocab), in calls of `call` tokens. */
+static float *eval_all(const hepta_model *m, const int32_t *tokens, size_t n, uint32_t n_batch,
+                       size_t call, int threads, hepta_cache_type cache_type) {
+    hepta_error err;
+    hepta_session *s = new_session(m, n_batch, threads, cache_type);
+    uint32_t n_vocab = m->info.n_vocab;
+    float *logits = new_floats(n * n_vocab);
+    for (size_t done = 0; done < n; done += call) {
+        size_t step = n - done < call ? n - done : call;
+        CHECK_OK(hepta_session_eval(s, tokens + done, step, logits + done * n_vocab, true, &err));
+    }
+    CHECK_EQ_INT(hepta_session_position(s), n);
+    hepta_session_free(s);
+    return logits;
+}
+
+/* ---- Real models ------------------------------------------------------- */
+
+/* Greedy text after BOS, compared with llama2.c's own output. */
+static void check_greedy(const char *model_name, const char *tokenizer_name,
+                         const char *text_name) {
+    static char model_path[4096], tokenizer_path[4096], expected[4096], text[8192];
+    snprintf(model_path, sizeof model_path, "%s", test_need_data(model_name));
+    snprintf(tokenizer_path, sizeof tokenizer_path, "%s", test_need_data(tokenizer_name));
+    FILE *f = fopen(test_need_data(text_name), "rb");
+    CHECK(f != NULL);
+    size_t n_expected = fread(expected, 1, sizeof expected, f);
+    fclose(f);
+    while (n_expected > 0 && expected[n_expected - 1] == '\n') { /* the program's, not the text's */
+        n_expected--;
+    }
+
+    hepta_error err;
+    hepta_model *m = open_model(model_path);
+    hepta_session *s = new_session(m, 0, 1, HEPTA_CACHE_F32);
+    hepta_tokenizer *t = NULL;
+    hepta_sampler *sampler = NULL;
+    CHECK_OK(hepta_tokenizer_open(model_path, tokenizer_path, &t, &err));
+    CHECK_OK(hepta_sampler_create(&(hepta_sampler_options){.temperature = 0.0f}, m->info.n_vocab,
+                                  &sampler, &err));
+    float *logits = new_floats(m->info.n_vocab);
+    int32_t token = hepta_tokenizer_bos(t);
+    size_t n_text = 0;
+    uint64_t allocations = memory_count();
+    for (int i = 0; i < 255 && n_text < n_expected; i++) {
+        CHECK_OK(hepta_session_eval(s, &token, 1, logits, false, &err));
+        token = hepta_sampler_draw(sampler, logits);
+        n_text += hepta_tokenizer_decode(t, token, i == 0, false, text + n_text,
+                                         sizeof text - 1 - n_text);
+    }
+    CHECK_EQ_INT(memory_count(), allocations);
+    text[n_text] = expected[n_expected] = '\0';
+    CHECK(n_text > n_expected / 2);
+    expected[n_text < n_expected ? n_text : n_expected] = '\0';
+    CHECK_EQ_STR(text, expected);
+    test_note("%zu bytes of text are the same", n_text);
+    free(logits);
+    hepta_sampler_free(sampler);
+    hepta_tokenizer_free(t);
+    hepta_session_free(s);
+    hepta_model_close(m);
+}
+
+TEST(model_stories260k_greedy) {
+    check_greedy("models/stories260K.bin", "models/tok512.bin", "models/stories260K.greedy256.txt");
+}
+
+TEST(model_babyllama_greedy) {
+    check_greedy("models/babyllama-tok361/model5000.bin", "models/babyllama-tok361/tok361.bin",
+                 "models/babyllama-tok361/greedy256.txt");
+}
+
+/* ---- The same bits ----------------------------------------------------- */
+
+/* All logits of one model, computed in every way there is. */
+static void check_same_bits(const char *path, bool thorough) {
+    enum { N = 130 };
+    int32_t tokens[N];
+    bool supported;
+    const kernels *k;
+    float *expected[2] = {NULL, NULL};
+    size_t n_bytes = 0;
+    for (size_t table = 0; (k = kernels_get(table, &supported)) != NULL; table++) {
+        if (!supported) {
+            continue;
+        }
+        setenv("HEPTA_KERNELS", k->name, 1);
+        hepta_model *m = open_model(path);
+        if (table == 0) {
+            random_tokens(tokens, N, m->info.n_vocab);
+            n_bytes = (size_t)N * m->info.n_vocab * sizeof(float);
+            for (int cache = 0; cache < 2; cache++) {
+                expected[cache] = eval_all(m, tokens, N, 1, 1, 1, (hepta_cache_type)cache);
+            }
+        }
+        static const uint32_t chunks[] = {1, 7, 64, N};
+        for (int cache = 0; cache < 2; cache++) {
+            for (int threads = 1; threads <= 4; threads++) {
+                for (size_t c = 0; c < 4; c++) {
+                    if (!thorough && (size_t)threads != c + 1) {
+                        continue;
+                    }
+                    /* The chunk is a call's length, or the session's batch within one call. */
+                    bool calls = (threads + (int)c) % 2 == 0;
+                    float *logits = eval_all(m, tokens, N, chunks[c], calls ? chunks[c] : N,
+                                             threads, (hepta_cache_type)cache);
+                    CHECK_MEM_EQ(logits, expected[cache], n_bytes);
+                    free(logits);
+                }
+            }
+        }
+        hepta_model_close(m);
+    }
+    CHECK(memcmp(expected[0], expected[1], n_bytes) != 0); /* an F16 cache is rounded */
+    free(expected[0]);
+    free(expected[1]);
+}
+
+TEST(model_same_bits_f32) {
+    check_same_bits(test_need_data("models/stories260K.bin"), true);
+}
+
+TEST(model_same_bits_packed) {
+    static const uint32_t rates[] = {4, 5, 6, 7, 8, 16};
+    for (int i = 0; i < 6; i++) {
+        check_same_bits(tiny_file(TENSOR_PACKED, rates[i]), rates[i] == 7);
+    }
+}
+
+TEST(model_same_bits_other_types) {
+    static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    for (int i = 0; i < 4; i++) {
+        check_same_bits(tiny_file(types[i], 0), false);
+    }
+}
+
+/* Callers with another rounding mode or flush-to-zero get the same bits, and their mode back. */
+TEST(model_environment) {
+    enum { N = 20 };
+    int32_t tokens[N];
+    hepta_model *m = open_model(tiny_file(TENSOR_PACKED, 7));
+    random_tokens(tokens, N, m->info.n_vocab);
+    float *expected = eval_all(m, tokens, N, 0, N, 1, HEPTA_CACHE_F32);
+    for (int threads = 1; threads <= 2; threads++) {
+        CHECK(fesetround(FE_UPWARD) == 0);
+        float *logits = eval_all(m, tokens, N, 0, N, threads, HEPTA_CACHE_F32);
+        int mode = fegetround();
+        fesetround(FE_TONEAREST);
+        CHECK_EQ_INT(mode, FE_UPWARD);
+        CHECK_MEM_EQ(logits, expected, N * m->info.n_vocab * sizeof(float));
+        free(logits);
+    }
+    free(expected);
+    hepta_model_close(m);
+}
+
+/* ---- Packed against float ---------------------------------------------- */
+
+/* The rows of a packed tensor, rotated back, as F32. */
+static void unpack_tensor(const matrix *w, float *out) {
+    float *row = new_floats(2 * (size_t)w->packed.n_cols), *scratch = new_floats(w->packed.n_cols);
+    for (uint32_t r = 0; r < w->n_rows; r++) {
+        kernels_ref.unpack_row(&w->packed, r, row, (uint8_t *)scratch);
+        kernels_ref.rotate_inverse(w->rotation, row, scratch);
+        memcpy(out + (size_t)r * w->n_cols, row, w->n_cols * sizeof *row);
+    }
+    free(row);
+    free(scratch);
+}
+
+/* A packed model and the F32 model of the same weights differ by the int8 activations alone. */
+TEST(model_packed_like_float) {
+    enum { N = 60 };
+    char packed_path[1024], float_path[1024];
+    snprintf(packed_path, sizeof packed_path, "%s", tiny_file(TENSOR_PACKED, 7));
+    hepta_model *packed = open_model(packed_path);
+    CHECK(packed->info.quantized);
+    CHECK_EQ_INT(packed->n_rotations, 2); /* n_embd = heads */
+
+    tiny_model *t = calloc(1, sizeof *t);
+    CHECK(t != NULL);
+    tiny_default(t, TENSOR_F32, 0);
+    for (size_t i = 0; i < packed->file->n_tensors; i++) {
+        const tensor *source = &packed->file->tensors[i];
+        tensor *target = tiny_tensor(t, source->name);
+        if (source->type != TENSOR_PACKED) {
+            target->data = source->data;
+            continue;
+        }
+        float *weights = new_floats(target->ne[0] * target->ne[1]);
+        matrix w = packed->embedding;
+        for (uint32_t l = 0; l < packed->info.n_layer; l++) {
+            const llama_layer *y = &packed->layers[l];
+            const matrix *all[] = {&y->wq, &y->wk, &y->wv, &y->wo, &y->gate, &y->up, &y->down};
+            for (int j = 0; j < 7; j++) {
+                w = all[j]->source == source ? *all[j] : w;
+            }
+        }
+        w = packed->head.source == source ? packed->head : w;
+        CHECK(w.source == source);
+        unpack_tensor(&w, weights);
+        target->data = (const uint8_t *)weights;
+    }
+    snprintf(float_path, sizeof float_path, "%s/float.hepta", test_tmp_dir());
+    tiny_write(t, float_path);
+    hepta_model *plain = open_model(float_path);
+    CHECK(!plain->info.quantized);
+
+    int32_t tokens[N];
+    random_tokens(tokens, N, packed->info.n_vocab);
+    float *a = eval_all(packed, tokens, N, 0, N, 1, HEPTA_CACHE_F32);
+    float *b = eval_all(plain, tokens, N, 0, N, 1, HEPTA_CACHE_F32);
+    double difference = 0.0, size = 0.0;
+    for (size_t i = 0; i < (size_t)N * packed->info.n_vocab; i++) {
+        difference += pow((double)a[i] - (double)b[i], 2);
+        size += pow((double)b[i], 2);
+    }
+    test_note("relative difference %.4f", sqrt(difference / size));
+    CHECK(sqrt(difference / size) < 0.05);
+    free(a);
+    free(b);
+    free(t);
+    hepta_model_close(packed);
+    hepta_model_close(plain);
+}
+
+/* ---- RoPE -------------------------------------------------------------- */
+
+static float *eval_tiny(const tiny_model *t, const int32_t *tokens, size_t n) {
+    char path[1024];
+    snprintf(path, sizeof path, "%s/rope.hepta", test_tmp_dir());
+    tiny_write(t, path);
+    hepta_model *m = open_model(path);
+    float *logits = eval_all(m, tokens, n, 0, n, 1, HEPTA_CACHE_F32);
+    hepta_model_close(m);
+    return logits;
+}
+
+/* Half-split pairs with the rows of q and k reordered compute what interleaved pairs do. */
+TEST(model_rope_layouts) {
+    enum { N = 40, DIM = 10 };
+    tiny_model *t = calloc(1, sizeof *t);
+    CHECK(t != NULL);
+    int32_t tokens[N];
+    random_tokens(tokens, N, 50);
+    tiny_default(t, TENSOR_F32, 0);
+    static float source[2][2][40 * 40], target[2][2][40 * 40];
+    for (int l = 0; l < 2; l++) {
+        for (int which = 0; which < 2; which++) { /* q: 4 heads, k: 2 */
+            char name[64];
+            snprintf(name, sizeof name, "blk.%d.attn_%c.weight", l, "qk"[which]);
+            for (size_t i = 0; i < 40 * 40; i++) {
+                source[l][which][i] = 0.3f * test_random_gauss();
+            }
+            for (uint32_t row = 0; row < (which == 0 ? 40 : 20); row++) {
+                uint32_t head = row / DIM, d = row % DIM;
+                uint32_t to = head * DIM + d / 2 + (d % 2) * (DIM / 2);
+                memcpy(&target[l][which][to * 40], &source[l][which][row * 40], 40 * sizeof(float));
+            }
+            tiny_tensor(t, name)->data = (const uint8_t *)source[l][which];
+        }
+    }
+    float *a = eval_tiny(t, tokens, N);
+    tiny_set_bool(t, "hepta.rope.interleaved", false);
+    for (int l = 0; l < 2; l++) {
+        for (int which = 0; which < 2; which++) {
+            char name[64];
+            snprintf(name, sizeof name, "blk.%d.attn_%c.weight", l, "qk"[which]);
+            tiny_tensor(t, name)->data = (const uint8_t *)target[l][which];
+        }
+    }
+    float *b = eval_tiny(t, tokens, N);
+    for (size_t i = 0; i < N * 50; i++) {
+        CHECK(fabsf(a[i] - b[i]) < 2e-4f * (1.0f + fabsf(a[i])));
+    }
+    free(a);
+    free(b);
+    free(t);
+}
+
+TEST(model_rope_scaling) {
+    enum { N = 40 };
+    tiny_model *t = calloc(1, sizeof *t);
+    CHECK(t != NULL);
+    int32_t tokens[N];
+    random_tokens(tokens, N, 50);
+    const size_t n_bytes = N * 50 * sizeof(float);
+    static const float ones[5] = {1, 1, 1, 1, 1}, twos[5] = {2, 2, 2, 2, 2};
+
+    tiny_default(t, TENSOR_F32, 0);
+    float *plain = eval_tiny(t, tokens, N);
+    tensor *factors = tiny_add_tensor(t, "rope_freqs.weight", TENSOR_F32, 5, 0);
+    factors->data = (const uint8_t *)ones;
+    float *with_ones = eval_tiny(t, tokens, N);
+    CHECK_MEM_EQ(plain, with_ones, n_bytes);
+    factors->data = (const uint8_t *)twos;
+    float *with_twos = eval_tiny(t, tokens, N);
+    CHECK(memcmp(plain, with_twos, n_bytes) != 0);
+    tiny_remove_tensor(t, "rope_freqs.weight");
+    tiny_set_string(t, "llama.rope.scaling.type", "linear");
+    tiny_set_f32(t, "llama.rope.scaling.factor", 2.0f);
+    float *linear = eval_tiny(t, tokens, N);
+    CHECK_MEM_EQ(linear, with_twos, n_bytes);
+    tiny_set_string(t, "llama.rope.scaling.type", "none");
+    float *none = eval_tiny(t, tokens, N);
+    CHECK_MEM_EQ(none, plain, n_bytes);
+    free(plain), free(with_ones), free(with_twos), free(linear), free(none);
+    free(t);
+}
+
+/* ---- Sessions ---------------------------------------------------------- */
+
+TEST(session_context_and_truncate) {
+    enum { N = 160 };
+    hepta_error err;
+    hepta_model *m = open_model(tiny_file(TENSOR_PACKED, 7));
+    CHECK_EQ_INT(m->info.n_ctx_train, N);
+    int32_t tokens[N + 1];
+    random_tokens(tokens, N + 1, m->info.n_vocab);
+    float *expected = eval_all(m, tokens, N, 0, N, 1, HEPTA_CACHE_F32);
+    const size_t n_vocab = m->info.n_vocab, n_bytes = n_vocab * sizeof(float);
+
+    hepta_session *s = new_session(m, 32, 1, HEPTA_CACHE_F32);
+    CHECK_EQ_INT(hepta_session_context(s), N);
+    CHECK(hepta_session_memory(s) > (size_t)2 * 2 * N * 20 * sizeof(float));
+    float *logits = new_floats(n_vocab);
+    memset(logits, 0x55, n_bytes);
+    uint64_t allocations = memory_count();
+    CHECK_EQ_INT(hepta_session_eval(s, tokens, N + 1, logits, false, &err), HEPTA_ERROR_CONTEXT);
+    CHECK(strstr(err.message, "161") != NULL && strstr(err.message, "160") != NULL);
+    CHECK_EQ_INT(hepta_session_position(s), 0);
+    CHECK(((unsigned char *)logits)[0] == 0x55);
+    CHECK_OK(hepta_session_eval(s, tokens, N, logits, false, &err));
+    CHECK_MEM_EQ(logits, expected + (N - 1) * n_vocab, n_bytes);
+    CHECK_EQ_INT(hepta_session_eval(s, tokens, 1, logits, false, &err), HEPTA_ERROR_CONTEXT);
+
+    /* Back to 70 tokens: what was computed after them must not matter. */
+    hepta_session_truncate(s, 200);
+    CHECK_EQ_INT(hepta_session_position(s), N);
+    hepta_session_truncate(s, 70);
+    CHECK_OK(hepta_session_eval(s, tokens + 100, 9, NULL, false, &err));
+    hepta_session_truncate(s, 70);
+    CHECK_OK(hepta_session_eval(s, tokens + 70, 30, logits, false, &err));
+    CHECK_MEM_EQ(logits, expected + 99 * n_vocab, n_bytes);
+    hepta_session_truncate(s, 0);
+    CHECK_OK(hepta_session_eval(s, tokens, 1, logits, false, &err));
+    CHECK_MEM_EQ(logits, expected, n_bytes);
+    CHECK_EQ_INT(memory_count(), allocations);
+
+    /* A cache full of NaN is as good as a fresh one. */
+    hepta_session_truncate(s, 0);
+    memset(s->k_cache, 0xff, (size_t)2 * N * 20 * sizeof(float));
+    memset(s->v_cache, 0xff, (size_t)2 * N * 20 * sizeof(float));
+    CHECK_OK(hepta_session_eval(s, tokens, N, logits, false, &err));
+    CHECK_MEM_EQ(logits, expected + (N - 1) * n_vocab, n_bytes);
+    free(logits);
+    free(expected);
+    hepta_session_free(s);
+    hepta_model_close(m);
+}
+
+TEST(session_arguments) {
+    hepta_error err;
+    hepta_model *m = open_model(tiny_file(TENSOR_F32, 0));
+    hepta_session *s = new_session(m, 0, 1, HEPTA_CACHE_F32);
+    int32_t tokens[3] = {1, 50, 2};
+    float logits[50];
+    CHECK_EQ_INT(hepta_session_eval(s, tokens, 3, logits, false, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK(strstr(err.message, "50") != NULL && strstr(err.message, "49") != NULL);
+    tokens[1] = -7;
+    CHECK_EQ_INT(hepta_session_eval(s, tokens, 3, logits, false, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK(strstr(err.message, "-7") != NULL);
+    CHECK_EQ_INT(hepta_session_eval(s, tokens, 0, logits, false, NULL), HEPTA_ERROR_ARGUMENT);
+    CHECK_EQ_INT(hepta_session_eval(s, NULL, 1, logits, false, NULL), HEPTA_ERROR_ARGUMENT);
+    CHECK_EQ_INT(hepta_session_position(s), 0);
+
+    hepta_session *other = NULL;
+    hepta_session_options o = {.threads = -1};
+    CHECK_EQ_INT(hepta_session_create(m, &o, &other, &err), HEPTA_ERROR_ARGUMENT);
+    o = (hepta_session_options){.cache_type = (hepta_cache_type)7};
+    CHECK_EQ_INT(hepta_session_create(m, &o, &other, &err), HEPTA_ERROR_ARGUMENT);
+    o = (hepta_session_options){.n_ctx = UINT32_MAX};
+    CHECK_EQ_INT(hepta_session_create(m, &o, &other, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK(other == NULL);
+    CHECK_OK(hepta_session_create(m, NULL, &other, &err));
+    CHECK_EQ_INT(hepta_session_context(other), 160);
+    hepta_session_free(other);
+    hepta_session_free(NULL);
+    hepta_session_free(s);
+    hepta_model_close(m);
+    hepta_model_close(NULL);
+}
+
+/* Every allocation made to fail in turn: an error, and nothing leaks. */
+TEST(model_allocation_failures) {
+    const char *path = tiny_file(TENSOR_PACKED, 7);
+    uint64_t k = 0;
+    hepta_status status;
+    do {
+        hepta_error err = {0};
+        hepta_model *m = NULL;
+        hepta_session *s = NULL;
+        hepta_sampler *sampler = NULL;
+        memory_fail_after(++k);
+        status = hepta_model_open(path, &m, &err);
+        if (status == HEPTA_OK) {
+            status = hepta_session_create(m, NULL, &s, &err);
+        }
+        if (status == HEPTA_OK) {
+            status = hepta_sampler_create(&(hepta_sampler_options){.temperature = 1.0f}, 50,
+                                          &sampler, &err);
+        }
+        memory_fail_after(0);
+        if (status != HEPTA_OK) {
+            CHECK_EQ_INT(status, HEPTA_ERROR_MEMORY);
+            CHECK_EQ_INT(err.status, HEPTA_ERROR_MEMORY);
+            CHECK(err.message[0] != '\0');
+        }
+        hepta_sampler_free(sampler);
+        hepta_session_free(s);
+        hepta_model_close(m);
+    } while (status != HEPTA_OK);
+    test_note("%llu allocations", (unsigned long long)k - 1);
+    CHECK(k > 10);
+}
+
+/* ---- Hostile and unsupported files ------------------------------------- */
+
+/* Expects that the model does not open, with this status and a message that has `text` in it. */
+static void check_refused(const tiny_model *t, hepta_status expected, const char *text) {
+    char path[1024];
+    hepta_error err = {0};
+    hepta_model *m = NULL;
+    snprintf(path, sizeof path, "%s/bad.hepta", test_tmp_dir());
+    tiny_write(t, path);
+    hepta_status status = hepta_model_open(path, &m, &err);
+    if (status != expected || strstr(err.message, text) == NULL || m != NULL) {
+        test_fail(__FILE__, __LINE__, "expected status %d and \"%s\", got %d: %s", (int)expected,
+                  text, (int)status, err.message);
+    }
+    CHECK(strstr(err.message, "bad.hepta") != NULL);
+}
+
+TEST(model_hostile_metadata) {
+    static const struct {
+        const char *key;
+        uint32_t value;
+        hepta_status status;
+        const char *text;
+    } cases[] = {
+        {"llama.attention.head_count", 0, HEPTA_ERROR_FORMAT, "head_count"},
+        {"llama.attention.head_count", 3, HEPTA_ERROR_FORMAT, "head_count"},
+        {"llama.attention.head_count", 0xffffffff, HEPTA_ERROR_FORMAT, "head_count"},
+        {"llama.attention.head_count_kv", 0, HEPTA_ERROR_FORMAT, "head_count_kv"},
+        {"llama.attention.head_count_kv", 3, HEPTA_ERROR_FORMAT, "head_count_kv"},
+        {"llama.attention.head_count_kv", 8, HEPTA_ERROR_FORMAT, "head_count_kv"},
+        {"llama.attention.key_length", 0, HEPTA_ERROR_FORMAT, "key_length"},
+        {"llama.attention.key_length", 100000, HEPTA_ERROR_UNSUPPORTED, "100000"},
+        {"llama.attention.value_length", 12, HEPTA_ERROR_UNSUPPORTED, "12"},
+        {"llama.embedding_length", 0, HEPTA_ERROR_FORMAT, "embedding_length"},
+        {"llama.embedding_length", 48, HEPTA_ERROR_FORMAT, "token_embd.weight"},
+        {"llama.embedding_length", 0x80000000, HEPTA_ERROR_FORMAT, "embedding_length"},
+        {"llama.block_count", 0, HEPTA_ERROR_FORMAT, "block_count"},
+        {"llama.block_count", 3, HEPTA_ERROR_FORMAT, "blk.2."},
+        {"llama.block_count", 60000, HEPTA_ERROR_FORMAT, "block_count"},
+        {"llama.block_count", 1, HEPTA_ERROR_UNSUPPORTED, "blk.1."},
+        {"llama.feed_forward_length", 0, HEPTA_ERROR_FORMAT, "feed_forward_length"},
+        {"llama.feed_forward_length", 64, HEPTA_ERROR_FORMAT, "ffn_gate"},
+        {"llama.feed_forward_length", 4000000000, HEPTA_ERROR_FORMAT, "feed_forward_length"},
+        {"llama.context_length", 0, HEPTA_ERROR_FORMAT, "context_length"},
+        {"llama.rope.dimension_count", 3, HEPTA_ERROR_FORMAT, "dimension_count"},
+        {"llama.rope.dimension_count", 0, HEPTA_ERROR_FORMAT, "dimension_count"},
+        {"llama.rope.dimension_count", 12, HEPTA_ERROR_FORMAT, "dimension_count"},
+        {"llama.expert_count", 8, HEPTA_ERROR_UNSUPPORTED, "expert"},
+    };
+    tiny_model *t = calloc(1, sizeof *t);
+    CHECK(t != NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        tiny_default(t, i % 2 == 0 ? TENSOR_F32 : TENSOR_PACKED, i % 2 == 0 ? 0 : 7);
+        tiny_set_u32(t, cases[i].key, cases[i].value);
+        check_refused(t, cases[i].status, cases[i].text);
+    }
+    static const char *const required[] = {"general.architecture",
+                                           "llama.context_length",
+                                           "llama.embedding_length",
+                                           "llama.block_count",
+                                           "llama.feed_forward_length",
+                                           "llama.attention.head_count",
+                                           "llama.attention.layer_norm_rms_epsilon"};
+    for (size_t i = 0; i < sizeof required / sizeof required[0]; i++) {
+        tiny_default(t, TENSOR_F32, 0);
+        tiny_remove_key(t, required[i]);
+        check_refused(t, HEPTA_ERROR_FORMAT, required[i]);
+        tiny_set_bool(t, required[i], true); /* of a wrong type */
+        check_refused(t, HEPTA_ERROR_FORMAT, required[i]);
+    }
+    static const float bad[] = {0.0f, -1.0f, NAN, INFINITY};
+    static const char *const positive[] = {"llama.attention.layer_norm_rms_epsilon",
+                                           "llama.rope.freq_base", "llama.rope.scaling.factor"};
+    for (size_t i = 0; i < 12; i++) {
+        tiny_default(t, TENSOR_F32, 0);
+        tiny_set_string(t, "llama.rope.scaling.type", "linear");
+        tiny_set_f32(t, positive[i / 4], bad[i % 4]);
+        check_refused(t, HEPTA_ERROR_FORMAT, positive[i / 4]);
+    }
+    tiny_default(t, TENSOR_F32, 0);
+    tiny_set_string(t, "llama.rope.scaling.type", "yarn");
+    check_refused(t, HEPTA_ERROR_UNSUPPORTED, "yarn");
+    tiny_default(t, TENSOR_F32, 0);
+    tiny_set_string(t, "general.architecture", "falcon");
+    check_refused(t, HEPTA_ERROR_UNSUPPORTED, "falcon");
+    free(t);
+}
+
+TEST(model_hostile_tensors) {
+    static const char *const names[] = {
+        "token_embd.weight",        "output_norm.weight",    "blk.1.attn_norm.weight",
+        "blk.0.attn_q.weight",      "blk.1.attn_k.weight",   "blk.0.attn_v.weight",
+        "blk.0.attn_output.weight", "blk.0.ffn_norm.weight", "blk.1.ffn_gate.weight",
+        "blk.0.ffn_up.weight",      "blk.1.ffn_down.weight"};
+    tiny_model *t = calloc(1, sizeof *t);
+    CHECK(t != NULL);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        tiny_default(t, TENSOR_F32, 0);
+        tiny_remove_tensor(t, names[i]);
+        check_refused(t, HEPTA_ERROR_FORMAT, names[i]);
+        tiny_default(t, TENSOR_F32, 0);
+        tiny_tensor(t, names[i])->ne[0] += 16;
+        check_refused(t, HEPTA_ERROR_FORMAT, names[i]);
+        tiny_default(t, TENSOR_F32, 0);
+        tiny_tensor(t, names[i])->n_dims = 3;
+        tiny_tensor(t, names[i])->ne[2] = 2;
+        check_refused(t, HEPTA_ERROR_FORMAT, names[i]);
+        tiny_default(t, TENSOR_F32, 0);
+        tiny_tensor(t, names[i])->type = TENSOR_I8;
+        check_refused(t, HEPTA_ERROR_UNSUPPORTED, names[i]);
+    }
+    tiny_default(t, TENSOR_F32, 0);
+    tiny_tensor(t, "output.weight")->ne[1] = 49;
+    check_refused(t, HEPTA_ERROR_FORMAT, "output.weight");
+    /* A tensor that this architecture does not know must not be ignored. */
+    tiny_default(t, TENSOR_F32, 0);
+    tiny_add_tensor(t, "blk.0.attn_q.bias", TENSOR_F32, 40, 0);
+    check_refused(t, HEPTA_ERROR_UNSUPPORTED, "attn_q.bias");
+    /* Numbers that are not finite */
+    static float norm[40];
+    tiny_default(t, TENSOR_F32, 0);
+    norm[39] = NAN;
+    tiny_tensor(t, "blk.1.ffn_norm.weight")->data = (const uint8_t *)norm;
+    check_refused(t, HEPTA_ERROR_FORMAT, "blk.1.ffn_norm.weight");
+    static uint8_t packed[7 * 5 / 2 * 48 * 40];
+    tiny_default(t, TENSOR_PACKED, 7);
+    tensor *k = tiny_tensor(t, "blk.1.attn_k.weight"); /* 20 rows of 40: 48 columns stored */
+    packed[20 * 3 * 7 + 2 * 19] = 0x80, packed[20 * 3 * 7 + 2 * 19 + 1] = 0x7f;
+    k->data = packed;
+    check_refused(t, HEPTA_ERROR_FORMAT, "row 19");
+    static const float factors[5] = {1, 1, -1, 1, 1};
+    tiny_default(t, TENSOR_F32, 0);
+    tiny_add_tensor(t, "rope_freqs.weight", TENSOR_F32, 5, 0)->data = (const uint8_t *)factors;
+    check_refused(t, HEPTA_ERROR_FORMAT, "rope_freqs.weight");
+    free(t);
+}
+
+TEST(model_open_errors) {
+    hepta_error err;
+    hepta_model *m = NULL;
+    CHECK_EQ_INT(hepta_model_open("/nonexistent/model", &m, &err), HEPTA_ERROR_IO);
+    CHECK_EQ_INT(hepta_model_open(NULL, &m, &err), HEPTA_ERROR_ARGUMENT);
+    setenv("HEPTA_KERNELS", "abacus", 1);
+    CHECK_EQ_INT(hepta_model_open(tiny_file(TENSOR_F32, 0), &m, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK(m == NULL);
+}
+
+/* Without output.weight the head is the embedding. */
+TEST(model_tied_head) {
+    enum { N = 5 };
+    tiny_model *t = calloc(1, sizeof *t);
+    CHECK(t != NULL);
+    int32_t tokens[N] = {1, 2, 3, 4, 5};
+    tiny_default(t, TENSOR_F32, 0);
+    static float weights[50 * 40];
+    for (size_t i = 0; i < 50 * 40; i++) {
+        weights[i] = test_random_gauss();
+    }
+    tiny_tensor(t, "token_embd.weight")->data = (const uint8_t *)weights;
+    tiny_tensor(t, "output.weight")->data = (const uint8_t *)weights;
+    float *a = eval_tiny(t, tokens, N);
+    tiny_remove_tensor(t, "output.weight");
+    float *b = eval_tiny(t, tokens, N);
+    CHECK_MEM_EQ(a, b, N * 50 * sizeof(float));
+    free(a);
+    free(b);
+    free(t);
+}
