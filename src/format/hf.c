@@ -319,13 +319,17 @@ typedef struct weights {
     json_t *weight_map; /* NULL: one file; belongs to the index */
 } weights;
 
+/* True when this tensor of file i counts: without an index all do. */
+static bool counts(const weights *w, const char *name, size_t i) {
+    const char *file_name = json_string_value(json_object_get(w->weight_map, name));
+    return w->weight_map == NULL || (file_name != NULL && strcmp(w->file_names[i], file_name) == 0);
+}
+
 /* The tensor of this name, and the file it lies in; NULL if there is none. */
 static safetensors_entry *find_weight(const weights *w, const char *name,
                                       const safetensors **file) {
-    const char *file_name = json_string_value(json_object_get(w->weight_map, name));
     for (size_t i = 0; i < w->n_files; i++) {
-        if (w->weight_map == NULL ||
-            (file_name != NULL && strcmp(w->file_names[i], file_name) == 0)) {
+        if (counts(w, name, i)) {
             *file = &w->files[i];
             return safetensors_find(&w->files[i], name);
         }
@@ -484,8 +488,8 @@ static hepta_status check_leftovers(const weights *w, bool tied, hepta_error *er
     for (size_t i = 0; i < w->n_files; i++) {
         for (size_t j = 0; j < w->files[i].n_entries; j++) {
             const safetensors_entry *e = &w->files[i].entries[j];
-            bool indexed = w->weight_map == NULL || json_object_get(w->weight_map, e->name) != NULL;
-            if (e->used || !indexed || strstr(e->name, ".rotary_emb.inv_freq") != NULL ||
+            if (e->used || !counts(w, e->name, i) ||
+                strstr(e->name, ".rotary_emb.inv_freq") != NULL ||
                 (tied && strcmp(e->name, "lm_head.weight") == 0)) {
                 continue;
             }
