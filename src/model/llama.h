@@ -13,6 +13,7 @@
 
 #include "format/container.h"
 #include "kernels/kernels.h"
+#include "model/team.h"
 
 /* A matrix W (n_rows, n_cols): y = W x. */
 typedef struct matrix {
@@ -61,7 +62,7 @@ struct hepta_session {
     const hepta_model *model;
     uint32_t n_ctx, n_batch;
     uint32_t position; /* tokens in the cache */
-    int threads;
+    team *team;
     hepta_cache_type cache_type;
     void *memory; /* everything below */
     size_t memory_bytes;

@@ -8,7 +8,7 @@
 
 #include <inttypes.h>
 
-enum { DEFAULT_BATCH = 64, MAX_THREADS = 4096, PIECE_ALIGNMENT = 64 };
+enum { DEFAULT_BATCH = 64, PIECE_ALIGNMENT = 64 };
 
 /* One piece of the block: where its pointer goes and how large it is. */
 typedef struct piece {
@@ -66,7 +66,7 @@ static bool allocate_buffers(hepta_session *s) {
         {&sine, T * (m->n_rot / 2), sizeof(float)},
         {&quantized, i->quantized ? T * s->width : 0, sizeof(int8_t)},
         {&activations, i->quantized ? T : 0, sizeof(activation)},
-        {&scratch, (uint64_t)s->threads, s->scratch_bytes},
+        {&scratch, (uint64_t)team_size(s->team), s->scratch_bytes},
     };
     if (!allocate(s, pieces, sizeof pieces / sizeof pieces[0])) {
         return false;
@@ -90,9 +90,9 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
         return error_set(err, HEPTA_ERROR_ARGUMENT, "hepta_session_create: model or out is NULL");
     }
     options = options != NULL ? options : &defaults;
-    if (options->threads < 0 || options->threads > MAX_THREADS) {
+    if (options->threads < 0 || options->threads > TEAM_MAX_THREADS) {
         return error_set(err, HEPTA_ERROR_ARGUMENT, "threads is %d, expected 0 to %d",
-                         options->threads, MAX_THREADS);
+                         options->threads, TEAM_MAX_THREADS);
     }
     if (options->cache_type != HEPTA_CACHE_F32 && options->cache_type != HEPTA_CACHE_F16) {
         return error_set(err, HEPTA_ERROR_ARGUMENT, "cache_type is %d, expected 0 (F32) or 1 (F16)",
@@ -111,14 +111,14 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
     s->n_ctx = options->n_ctx != 0 ? options->n_ctx : model->info.n_ctx_train;
     s->n_batch = options->n_batch != 0 ? options->n_batch : DEFAULT_BATCH;
     s->n_batch = s->n_batch < s->n_ctx ? s->n_batch : s->n_ctx;
-    s->threads = options->threads != 0 ? options->threads : threads_default();
     s->cache_type = options->cache_type;
     s->width = llama_width(model);
     s->scratch_bytes = llama_scratch_bytes(model);
-    if (!allocate_buffers(s)) {
-        hepta_status status =
-            error_set(err, HEPTA_ERROR_MEMORY,
-                      "no memory for a session with a context of %u tokens", s->n_ctx);
+    int threads = options->threads != 0 ? options->threads : threads_default();
+    hepta_status status = team_create(threads, &s->team, err);
+    if (status == HEPTA_OK && !allocate_buffers(s)) {
+        status = error_set(err, HEPTA_ERROR_MEMORY,
+                           "no memory for a session with a context of %u tokens", s->n_ctx);
         hepta_session_free(s);
         return status;
     }
@@ -128,6 +128,7 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
 
 void hepta_session_free(hepta_session *session) {
     if (session != NULL) {
+        team_free(session->team);
         memory_free(session->memory);
         memory_free(session);
     }
