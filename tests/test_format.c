@@ -589,6 +589,58 @@ TEST(format_gguf_refuses_bad_tensors) {
     refuse_bytes(&b, HEPTA_ERROR_FORMAT, "tensor later at byte 160 overlaps tensor sooner");
 }
 
+/* Names whose FNV-1a hashes agree in their low 18 bits: found by walking the hash backwards. */
+static size_t colliding_names(char (*names)[8], size_t max) {
+    enum { STATES = 1 << 18, PRIME = 0x1b3 };
+    static uint16_t forward[STATES]; /* 1 + a two-letter prefix that leads to this state */
+    uint32_t inverse = 1;
+    for (int i = 0; i < 6; i++) { /* Newton's iteration modulo a power of two */
+        inverse *= 2 - PRIME * inverse;
+    }
+    const uint32_t basis = 0x84222325u % STATES;
+    for (uint32_t p = 0; p < 26 * 26; p++) {
+        uint32_t h = ((basis ^ ('a' + p / 26)) * PRIME) % STATES;
+        h = ((h ^ ('a' + p % 26)) * PRIME) % STATES;
+        forward[h] = (uint16_t)(p + 1);
+    }
+    size_t n = 0;
+    for (uint32_t s = 0; s < 26 * 26 * 26 * 26 && n < max; s++) {
+        const uint32_t letters[4] = {s % 26, s / 26 % 26, s / 676 % 26, s / 17576};
+        uint32_t h = 0;
+        for (int i = 3; i >= 0; i--) {
+            h = (h * inverse ^ ('a' + letters[i])) % STATES;
+        }
+        if (forward[h] != 0) {
+            uint32_t p = forward[h] - 1u;
+            snprintf(names[n++], 8, "%c%c%c%c%c%c", 'a' + (int)(p / 26), 'a' + (int)(p % 26),
+                     'a' + (int)letters[0], 'a' + (int)letters[1], 'a' + (int)letters[2],
+                     'a' + (int)letters[3]);
+        }
+    }
+    return n;
+}
+
+TEST(format_gguf_refuses_colliding_names) {
+    enum { MANY = 1000 };
+    static char names[MANY][8];
+    CHECK_EQ_INT(colliding_names(names, MANY), MANY);
+    bytes b = {NULL, 0, 0};
+    put_head(&b, 3, 0, MANY);
+    for (uint32_t i = 0; i < MANY; i++) {
+        put_u32_kv(&b, names[i], i);
+    }
+    refuse_bytes(&b, HEPTA_ERROR_FORMAT, "have the same hash");
+    put_head(&b, 3, MANY, 0);
+    for (uint32_t i = 0; i < MANY; i++) {
+        put_tensor(&b, names[i], 1, (const uint64_t[]){1}, 24, 32 * i);
+    }
+    bytes_pad(&b, 32);
+    for (uint32_t i = 0; i < 32 * MANY; i++) {
+        bytes_put_int(&b, 0, 1);
+    }
+    refuse_bytes(&b, HEPTA_ERROR_FORMAT, "have the same hash");
+}
+
 TEST(format_unknown_files) {
     static const struct {
         const char *data;

@@ -2,13 +2,17 @@
  * container.c - the container itself: names to entries, typed reading, building.
  *
  * Keys and tensors keep the order in which they came; two hash tables find them by name (FNV-1a,
- * linear probing, at most half full). Counts are limited by the importers, so that even names
- * chosen to collide cost seconds at worst.
+ * linear probing, at most half full).
+ *
+ * Invariant: no name stands further than MAX_PROBE slots from where its hash puts it, so that names
+ * chosen to collide cost no time: in half-full tables such clusters do not come about by chance.
  */
 #include "format/private.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+enum { MAX_PROBE = 512 };
 
 /* ---- Names ------------------------------------------------------------- */
 
@@ -76,6 +80,23 @@ static bool index_reserve(const container *c, name_index *index, name_of_fn name
     memory_free(index->slots);
     *index = bigger;
     return true;
+}
+
+/* Enters number n, for which there is room; false if too many names collide with this one. */
+static bool index_add(const container *c, name_index *index, name_of_fn name_of, size_t n) {
+    kv_string name = name_of(c, n);
+    size_t at = index_probe(c, index, name_of, name);
+    if (((at - (size_t)hash_name(name)) & (index->n_slots - 1)) > MAX_PROBE) {
+        return false;
+    }
+    index->slots[at] = (uint32_t)(n + 1);
+    return true;
+}
+
+static hepta_status names_collide(const container *c, hepta_error *err) {
+    return error_set(err, HEPTA_ERROR_FORMAT,
+                     "%s: hundreds of names have the same hash; no model has that by chance",
+                     format_shown_path(c->path));
 }
 
 /* Arrays grow when their length is 0 or a power of two from 16 on. */
@@ -350,7 +371,10 @@ hepta_status container_add_kv(container *c, const kv *value, hepta_error *err) {
         return out_of_memory(c, "metadata", err);
     }
     c->kvs[c->n_kvs] = *value;
-    c->kv_index.slots[index_probe(c, &c->kv_index, kv_name, value->key)] = (uint32_t)++c->n_kvs;
+    if (!index_add(c, &c->kv_index, kv_name, c->n_kvs)) {
+        return names_collide(c, err);
+    }
+    c->n_kvs++;
     return HEPTA_OK;
 }
 
@@ -469,8 +493,10 @@ hepta_status container_add_tensor(container *c, const tensor *t, hepta_error *er
     tensor *added = &c->tensors[c->n_tensors];
     *added = *t;
     added->name = name;
-    size_t slot = index_probe(c, &c->tensor_index, tensor_name, (kv_string){name, strlen(name)});
-    c->tensor_index.slots[slot] = (uint32_t)++c->n_tensors;
+    if (!index_add(c, &c->tensor_index, tensor_name, c->n_tensors)) {
+        return names_collide(c, err);
+    }
+    c->n_tensors++;
     return HEPTA_OK;
 }
 
