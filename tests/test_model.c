@@ -11,6 +11,7 @@
 #include <fenv.h>
 #include <math.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 
 /* ---- Helpers ----------------------------------------------------------- */
 
@@ -125,6 +126,29 @@ TEST(model_stories260k_greedy) {
 TEST(model_babyllama_greedy) {
     check_greedy("models/babyllama-tok361/model5000.bin", "models/babyllama-tok361/tok361.bin",
                  "models/babyllama-tok361/greedy256.txt");
+}
+
+/* tests/compare_logits.py: these models and random ones, against transformers in float32 */
+TEST(model_like_transformers) {
+    const char *python = getenv("HEPTA_PYTHON"), *build = getenv("HEPTA_BUILD");
+    if (python == NULL || build == NULL || *python == '\0') {
+        SKIP("HEPTA_PYTHON and HEPTA_BUILD are not set");
+    }
+    char stories[2048] = "", baby[2048] = "", command[8192];
+    const char *path = test_data("models/stories260K.bin");
+    snprintf(stories, sizeof stories, "%s", path != NULL ? path : "");
+    path = test_data("models/babyllama-tok361/model5000.bin");
+    snprintf(baby, sizeof baby, "%s", path != NULL ? path : "");
+    snprintf(command, sizeof command,
+             "'%s' tests/compare_logits.py %s %s --random --dump '%s/logits_dump'", python, stories,
+             baby, build);
+    fflush(stdout);
+    int status = system(command);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {
+        SKIP("%s has no torch or no transformers", python);
+    }
+    CHECK(WIFEXITED(status));
+    CHECK_EQ_INT(WEXITSTATUS(status), 0);
 }
 
 /* ---- The same bits ----------------------------------------------------- */
