@@ -77,11 +77,11 @@ static inline bytes bytes_read_file(const char *path) {
     return b;
 }
 
-/* "DIRECTORY/NAME" in one of a few buffers that are used in turn. */
+/* "DIRECTORY/NAME"; valid until 64 calls later. */
 static inline const char *bytes_path(const char *directory, const char *name) {
-    static char paths[8][1024];
+    static char paths[64][1024];
     static unsigned next;
-    char *path = paths[next++ % 8];
+    char *path = paths[next++ % 64];
     snprintf(path, 1024, "%s/%s", directory, name);
     return path;
 }

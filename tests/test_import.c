@@ -822,6 +822,49 @@ TEST(import_hf_several_files) {
     check_tiny(directory, TENSOR_F32, false);
 }
 
+static uint64_t tokens_of(const char *path, const container_options *options) {
+    hepta_error err;
+    container *c;
+    CHECK_OK(container_open(path, options, &c, &err));
+    const kv *tokens = container_find(c, "tokenizer.ggml.tokens");
+    uint64_t n = tokens != NULL ? tokens->n_items : 0;
+    container_close(c);
+    return n;
+}
+
+/* A copy of a data file in the directory. */
+static void place_file(const char *directory, const char *name, const char *relative) {
+    bytes b = bytes_read_file(test_need_data(relative));
+    bytes_write_file(bytes_path(directory, name), b.data, b.n);
+    bytes_free(&b);
+}
+
+TEST(import_hf_finds_the_tokenizer) {
+    const char *directory = test_tmp_dir();
+    char bin[1024], model[1024];
+    snprintf(bin, sizeof bin, "%s/m.bin", directory);
+    snprintf(model, sizeof model, "%s/tokenizer.model", directory);
+    const container_options named = {.tokenizer_path = model};
+    const container_options skipped = {.tokenizer_path = model, .no_tokenizer = true};
+    write_tiny(directory, "", TENSOR_F32, &straight);
+    CHECK_EQ_INT(tokens_of(directory, NULL), 0); /* none is no error */
+    place_file(directory, "vocab.json", "tokenizers/qwen2.5/vocab.json");
+    place_file(directory, "merges.txt", "tokenizers/qwen2.5/merges.txt");
+    place_file(directory, "tokenizer_config.json", "tokenizers/qwen2.5/tokenizer_config.json");
+    CHECK(tokens_of(directory, NULL) > 150000);
+    CHECK(unlink(bytes_path(directory, "tokenizer_config.json")) == 0);
+    place_file(directory, "tokenizer.model", "tokenizers/llama2_tokenizer.model");
+    CHECK_EQ_INT(tokens_of(directory, NULL), 32000);
+    CHECK_EQ_INT(tokens_of(directory, &named), 32000);
+    CHECK_EQ_INT(tokens_of(directory, &no_tokenizer), 0);
+    CHECK_EQ_INT(tokens_of(directory, &skipped), 0);
+    bytes b = legacy_file(true);
+    bytes_write_file(bin, b.data, b.n);
+    bytes_free(&b);
+    CHECK_EQ_INT(tokens_of(bin, NULL), 0);
+    CHECK_EQ_INT(tokens_of(bin, &named), 32000);
+}
+
 /* A model written by transformers itself, and Llama 3 scaling as it computes it. */
 TEST(import_hf_written_by_transformers) {
     const char *python = getenv("HEPTA_PYTHON");

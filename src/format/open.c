@@ -82,6 +82,16 @@ static hepta_status open_file(const char *path, const container_options *options
     return status;
 }
 
+#ifdef HEPTA_ENGINE_ONLY
+/* The full build has src/text/tokenizer_file.c. */
+hepta_status tokenizer_file_read(const char *path, container *c, hepta_error *err) {
+    (void)c;
+    return error_set(err, HEPTA_ERROR_UNSUPPORTED,
+                     "%s: this build of the engine alone reads no tokenizers",
+                     format_shown_path(path));
+}
+#endif
+
 hepta_status container_open(const char *path, const container_options *options, container **out,
                             hepta_error *err) {
     const container_options defaults = {.tokenizer_path = NULL};
