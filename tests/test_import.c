@@ -589,6 +589,7 @@ TEST(import_hf_refuses_configs) {
         {", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 4, \"low_freq_factor\": 4, "
          "\"high_freq_factor\": 4}",
          HEPTA_ERROR_FORMAT, "is not above"},
+        {", \"rope_scaling\": \"yarn\"", HEPTA_ERROR_FORMAT, "is no object"},
         {", \"head_dim\": 3", HEPTA_ERROR_FORMAT, "even head size"},
         {", \"head_dim\": 0", HEPTA_ERROR_FORMAT, "head_dim is 0"},
         {", \"head_dim\": 99999999999", HEPTA_ERROR_FORMAT, "head_dim is 99999999999"},

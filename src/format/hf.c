@@ -163,6 +163,10 @@ static void read_rope(config *f, settings *m) {
     if (rope == NULL) {
         rope = get(f->root, "rope_scaling"); /* before */
     }
+    if (rope != NULL && !json_is_object(rope) && f->status == HEPTA_OK) {
+        f->status = error_set(f->err, HEPTA_ERROR_FORMAT,
+                              "%s: rope_parameters or rope_scaling is no object", f->path);
+    }
     m->theta = read_positive(f, f->root, "rope_theta", 10000);
     m->theta = read_positive(f, rope, "rope_theta", m->theta);
     const json_t *type_value = get(rope, "rope_type");
