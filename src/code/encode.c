@@ -13,14 +13,15 @@
  * cost and, among equals, the least o. All arithmetic after the conversion of the weights is on
  * integers, so every instruction set gives the same bits.
  *
- * Memory stays bounded whatever the length of the row: the o's of CODE_RING steps are kept;
- * when the ring is full the best path is followed back and its oldest EMIT weights are
- * written. Paths 96 weights back have merged for all practical purposes: no word of a Gaussian
- * row differed from a full search (docs/CODE.md).
+ * Memory stays bounded whatever the length of the row: the o's of the last RING weights are
+ * kept; when that is full the best path is followed back, its oldest EMIT symbols are written,
+ * and the paths that do not agree with them are dropped (prune()). What this loses against a
+ * search that keeps everything is too little to measure (docs/CODE.md).
  *
- * Ranges: an error counts at most 576 units of v, in 1/64 units 36864, its square / 16 is below
- * 2^26.4; any state is reached from any other in 8 steps, so costs relative to that of state 0
- * stay within 2^29.4, and UNREACHED + 2^29.4 below 2^31.
+ * Ranges: an error counts at most LIMIT + 64 = 320 units of v, 20480 fixed-point steps, whose
+ * square / 16 is below 2^24.7. Any state is reached from any other in 8 weights, so reached
+ * costs stay within 2^27.7 of each other, and within 2^28.7 of zero while state 0, from which
+ * they are counted, is not reached itself: far from UNREACHED, which in turn stays below 2^31.
  */
 #include "code/code.h"
 
@@ -35,11 +36,14 @@ enum {
     LOOK_AHEAD = 192,
     EMIT = 192,
     RING = LOOK_AHEAD + EMIT,
-    BACK_WORDS = 1 << 14, /* words of one lane and step: at most 2^14 */
-    PARENTS = 1 << 16, /* of prune(): about 2 x STATES_MAX are used */
+    BACK_WORDS = 1 << 14,   /* of one weight, all lanes */
+    KEEP = 16,              /* squared errors at the rate's bound, see prune() */
+    PATHS_MAX = STATES_MAX, /* followed by prune() */
+    PARENTS = 1 << 16,      /* paths times weights there; about 4,000 are used */
     UNREACHED = 1 << 30,
-    FRACTION = 64, /* fixed-point steps per unit of v */
-    LIMIT = 256    /* |x / scale| counts at most this many units */
+    FRACTION = 64,    /* fixed-point steps per unit of v */
+    ERROR_UNIT = 256, /* the cost of a squared error of one unit of v */
+    LIMIT = 256       /* |x / scale| counts at most this many units */
 };
 
 /* Hashes, times 16, of the parts of a window at even and odd weights. */
@@ -49,13 +53,14 @@ typedef struct step_hash {
 
 typedef struct encoder {
     step_hash hash[2];
-    int32_t distance[256 * LANES]; /* (hash, lane) */
-    int32_t x[CODE_BLOCK * LANES]; /* (weight, lane), fixed point, plus centre */
-    int32_t cost[2][STATES_MAX * LANES];
-    int32_t back[RING][BACK_WORDS]; /* (word, lane), packed o's */
+    int32_t distance[256 * LANES];       /* (hash, lane) */
+    int32_t x[CODE_BLOCK * LANES];       /* (weight, lane), fixed point, plus centre */
+    int32_t cost[2][STATES_MAX * LANES]; /* (state, lane) */
+    int32_t back[RING][BACK_WORDS];      /* (word, lane), packed o's */
     uint8_t symbol[EMIT];
-    uint16_t front[STATES_MAX], slot[STATES_MAX], parent[PARENTS]; /* of prune() */
-    uint8_t good[STATES_MAX];
+    /* Of prune(): */
+    uint16_t kept[PATHS_MAX], front[PATHS_MAX], slot[STATES_MAX], parent[PARENTS];
+    uint8_t good[PATHS_MAX];
 } encoder;
 
 typedef void step_fn(const int32_t *cost, int32_t *next, const int32_t *distance,
@@ -316,8 +321,8 @@ static void write_blocks(const encoder *e, const struct code_table *t, size_t st
 
 /* Codes up to 16 rows. */
 static void encode_group(encoder *e, const struct code_table *t, const variant *v, const float *x,
-                         const float *scale, size_t rows, size_t n, uint8_t *out,
-                         size_t row_stride, size_t block_stride) {
+                         const float *scale, size_t rows, size_t n, uint8_t *out, size_t row_stride,
+                         size_t block_stride) {
     float inverse[LANES];
     for (size_t l = 0; l < rows; l++) {
         inverse[l] = scale[l] > 0.0f && scale[l] < INFINITY ? 1.0f / scale[l] : 0.0f;
