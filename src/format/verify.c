@@ -15,7 +15,6 @@
 enum { STEP = 1 << 24 }; /* bytes between two calls of progress */
 
 typedef struct verifier {
-    const container *c;
     hepta_progress_fn progress;
     void *context;
     uint64_t done, total;
@@ -185,7 +184,7 @@ static hepta_status check_padding(verifier *v, const tensor *t) {
 
 hepta_status container_verify(const container *c, hepta_progress_fn progress, void *context,
                               hepta_error *err) {
-    verifier v = {.c = c, .progress = progress, .context = context, .err = err};
+    verifier v = {.progress = progress, .context = context, .err = err};
     for (size_t i = 0; i < c->n_tensors; i++) {
         v.total += c->tensors[i].n_bytes;
     }
