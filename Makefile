@@ -91,7 +91,8 @@ $(BUILD)/logits_dump: $(BUILD)/tests/logits_dump.o $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
 # Tests of the layers that need libc alone, for cross builds: ENGINE_ONLY=1.
-ENGINE_TESTS := tests/main.c tests/test_base.c tests/test_code.c tests/test_kernels.c
+ENGINE_TESTS := $(addprefix tests/,main.c test_base.c test_code.c test_kernels.c test_format.c \
+	test_format_hepta.c)
 $(BUILD)/engine-test: $(ENGINE_TESTS:%.c=$(BUILD)/%.o) $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
@@ -134,7 +135,7 @@ bench: $(BUILD)/hepta
 	$(BUILD)/hepta bench code
 
 format:
-	clang-format -i $(wildcard include/*.h src/*/*.[ch] tests/*.[ch] tools/*/*.[ch])
+	clang-format -i $(wildcard include/*.h src/*/*.[ch] tests/*.[ch] examples/*.c tools/*/*.[ch])
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig \

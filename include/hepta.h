@@ -67,16 +67,16 @@ typedef struct hepta_model_info {
     char architecture[32]; /* "llama" */
     char name[128];        /* general.name, or "" */
     uint32_t n_vocab;
-    uint32_t n_embd;       /* width of the residual stream */
+    uint32_t n_embd; /* width of the residual stream */
     uint32_t n_layer;
     uint32_t n_head;
     uint32_t n_head_kv;
     uint32_t head_dim;
-    uint32_t n_ff;         /* width of the feed-forward layer */
-    uint32_t n_ctx_train;  /* context length the model was trained with */
-    uint64_t n_weights;    /* weights in all tensors */
+    uint32_t n_ff;          /* width of the feed-forward layer */
+    uint32_t n_ctx_train;   /* context length the model was trained with */
+    uint64_t n_weights;     /* weights in all tensors */
     double bits_per_weight; /* payload bits of all tensors / n_weights */
-    bool quantized;        /* weights in the packed code (integer linear layers) */
+    bool quantized;         /* weights in the packed code (integer linear layers) */
 } hepta_model_info;
 
 /*
@@ -95,9 +95,9 @@ typedef struct hepta_session hepta_session;
 typedef enum hepta_cache_type { HEPTA_CACHE_F32 = 0, HEPTA_CACHE_F16 } hepta_cache_type;
 
 typedef struct hepta_session_options {
-    uint32_t n_ctx;     /* positions held; 0: the model's training context */
-    uint32_t n_batch;   /* tokens processed together in a prompt; 0: 64 */
-    int threads;        /* 0: physical cores this process may use */
+    uint32_t n_ctx;   /* positions held; 0: the model's training context */
+    uint32_t n_batch; /* tokens processed together in a prompt; 0: 64 */
+    int threads;      /* 0: physical cores this process may use */
     hepta_cache_type cache_type;
 } hepta_session_options;
 
@@ -137,8 +137,8 @@ HEPTA_API hepta_status hepta_tokenizer_open(const char *model_path, const char *
 HEPTA_API void hepta_tokenizer_free(hepta_tokenizer *tokenizer);
 
 enum {
-    HEPTA_ENCODE_BOS = 1,     /* put BOS in front if this tokenizer's models expect it */
-    HEPTA_ENCODE_SPECIAL = 2  /* read control tokens such as <|eot_id|> in the text as tokens */
+    HEPTA_ENCODE_BOS = 1,    /* put BOS in front if this tokenizer's models expect it */
+    HEPTA_ENCODE_SPECIAL = 2 /* read control tokens such as <|eot_id|> in the text as tokens */
 };
 
 /*

@@ -55,17 +55,18 @@ static const shape shapes[] = {
 };
 
 static size_t make_tensors(const shape *s, tensor *out, char (*names)[64]) {
-    static const char *const kinds[] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate",
-                                        "ffn_up", "ffn_down", "attn_norm", "ffn_norm"};
+    static const char *const kinds[] = {"attn_q",      "attn_k",    "attn_v",
+                                        "attn_output", "ffn_gate",  "ffn_up",
+                                        "ffn_down",    "attn_norm", "ffn_norm"};
     size_t n = 0;
     for (uint64_t l = 0; l < s->layers; l++) {
-        uint64_t ne[9][2] = {{s->dim, s->dim}, {s->dim, s->kv}, {s->dim, s->kv}, {s->dim, s->dim},
-                             {s->dim, s->ff},  {s->dim, s->ff}, {s->ff, s->dim}, {s->dim, 1},
-                             {s->dim, 1}};
+        uint64_t ne[9][2] = {{s->dim, s->dim}, {s->dim, s->kv}, {s->dim, s->kv},
+                             {s->dim, s->dim}, {s->dim, s->ff}, {s->dim, s->ff},
+                             {s->ff, s->dim},  {s->dim, 1},     {s->dim, 1}};
         for (int k = 0; k < 9; k++, n++) {
             snprintf(names[n], 64, "blk.%d.%s.weight", (int)l, kinds[k]);
-            out[n] = (tensor){.name = names[n], .n_dims = k < 7 ? 2 : 1,
-                              .ne = {ne[k][0], ne[k][1], 1, 1}};
+            out[n] = (tensor){
+                .name = names[n], .n_dims = k < 7 ? 2 : 1, .ne = {ne[k][0], ne[k][1], 1, 1}};
         }
     }
     out[n++] = (tensor){.name = "token_embd.weight", .n_dims = 2, .ne = {s->dim, s->vocab, 1, 1}};
@@ -97,7 +98,8 @@ TEST(quantize_plan_keeps_its_promise) {
                 bits += 8 * (double)bytes;
                 weights += (double)tensor_n_weights(&tensors[t]);
             }
-            test_note("%-14s %g bits asked, %.4f planned", shapes[i].name, rates[r], bits / weights);
+            test_note("%-14s %g bits asked, %.4f planned", shapes[i].name, rates[r],
+                      bits / weights);
             CHECK(bits / weights <= rates[r]);
             CHECK(bits / weights > rates[r] - 0.05); /* and little of it is left unused */
         }
@@ -207,8 +209,8 @@ TEST(quantize_weights_read_back) {
     uint8_t v[176];
     double error = 0, power = 0;
     for (uint64_t row = 0; row < original->ne[1]; row++) {
-        code_decode_row(table, packed->data + row / 4 * strip + row % 4 * block, 4 * block, n_padded,
-                        v);
+        code_decode_row(table, packed->data + row / 4 * strip + row % 4 * block, 4 * block,
+                        n_padded, v);
         float scale = bfloat_to_float(load_u16(scales + 2 * row));
         for (size_t i = 0; i < n_padded; i++) {
             x[i] = scale * (float)(v[i] - CODE_CENTRE);
@@ -244,8 +246,10 @@ TEST(quantize_interrupted_leaves_nothing) {
     snprintf(dir, sizeof dir, "%s", test_tmp_dir());
     snprintf(path, sizeof path, "%s/m.hepta", dir);
     uint64_t limit = 100000;
-    hepta_quantize_options o = {.bits = 3.5, .tokenizer_path = tokenizer,
-                                .progress = stop_after_some, .progress_context = &limit};
+    hepta_quantize_options o = {.bits = 3.5,
+                                .tokenizer_path = tokenizer,
+                                .progress = stop_after_some,
+                                .progress_context = &limit};
     CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_INTERRUPTED);
     CHECK_EQ_INT(count_files(dir), 0);
     signal(SIGXFSZ, SIG_IGN);
@@ -312,8 +316,8 @@ TEST(quantize_survives_failing_allocations) {
 /* ---- Quality ----------------------------------------------------------- */
 
 /* Mean negative log-likelihood of tokens 1.. of windows of `ctx` tokens, each from a BOS. */
-static double mean_nll(const char *model, const char *tokenizer, const char *text_path, size_t limit,
-                       uint32_t ctx) {
+static double mean_nll(const char *model, const char *tokenizer, const char *text_path,
+                       size_t limit, uint32_t ctx) {
     hepta_error err;
     hepta_model *m;
     hepta_tokenizer *t;

@@ -101,7 +101,7 @@ uint64_t file_writer_offset(const file_writer *w);
 hepta_status file_writer_patch(file_writer *w, uint64_t offset, const void *data, size_t n,
                                hepta_error *err);
 hepta_status file_writer_commit(file_writer *w, hepta_error *err); /* frees w in any case */
-void file_writer_discard(file_writer *w);                         /* w may be NULL */
+void file_writer_discard(file_writer *w);                          /* w may be NULL */
 /* Unlinks unfinished files of this process: async-signal-safe, for a Ctrl-C handler. */
 void file_writer_discard_all_on_signal(void);
 

@@ -76,7 +76,7 @@ static int unfinished_used[MAX_UNFINISHED];
 struct file_writer {
     char *path;
     int fd;
-    int slot; /* in `unfinished`, which holds the temporary name */
+    int slot;        /* in `unfinished`, which holds the temporary name */
     uint64_t offset; /* bytes written, those in the buffer included */
     size_t n_buffer;
     uint8_t *buffer;
@@ -235,8 +235,9 @@ static void sync_directory_of(const char *path) {
 hepta_status file_writer_commit(file_writer *w, hepta_error *err) {
     hepta_status status = flush(w, err);
     if (status == HEPTA_OK && fsync(w->fd) != 0) {
-        status = error_set(err, HEPTA_ERROR_IO, "%s: cannot flush to the disk: %s; nothing was kept",
-                           w->path, strerror(errno));
+        status =
+            error_set(err, HEPTA_ERROR_IO, "%s: cannot flush to the disk: %s; nothing was kept",
+                      w->path, strerror(errno));
     }
     if (status == HEPTA_OK) {
         int fd = w->fd;

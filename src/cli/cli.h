@@ -81,7 +81,8 @@ typedef struct progress {
     bool terminal, shown, quiet;
 } progress;
 void progress_start(progress *p, const char *title, const char *unit);
-bool progress_update(void *p, const char *what, uint64_t done, uint64_t total); /* hepta_progress_fn */
+bool progress_update(void *p, const char *what, uint64_t done,
+                     uint64_t total); /* hepta_progress_fn */
 void progress_finish(progress *p);
 
 double clock_seconds(void);

@@ -109,7 +109,8 @@ static void shape_text(const tensor *t, char *out, size_t n) {
     size_t used = 0;
     out[0] = '\0';
     for (uint32_t d = t->n_dims; d-- > 0 && used < n;) { /* rows first */
-        used += (size_t)snprintf(out + used, n - used, "%" PRIu64 "%s", t->ne[d], d > 0 ? " x " : "");
+        used +=
+            (size_t)snprintf(out + used, n - used, "%" PRIu64 "%s", t->ne[d], d > 0 ? " x " : "");
     }
 }
 
@@ -120,10 +121,10 @@ static json_t *tensor_json(const tensor *t) {
     for (uint32_t d = t->n_dims; d-- > 0;) {
         json_array_append_new(shape, json_integer((json_int_t)t->ne[d]));
     }
-    json_t *json = json_pack("{s:s, s:s, s:o, s:I, s:I, s:f}", "name", t->name, "type", type, "shape",
-                             shape, "offset", (json_int_t)t->offset, "bytes",
-                             (json_int_t)t->n_bytes, "bits_per_weight",
-                             bits_per_weight(t->n_bytes, tensor_n_weights(t)));
+    json_t *json =
+        json_pack("{s:s, s:s, s:o, s:I, s:I, s:f}", "name", t->name, "type", type, "shape", shape,
+                  "offset", (json_int_t)t->offset, "bytes", (json_int_t)t->n_bytes,
+                  "bits_per_weight", bits_per_weight(t->n_bytes, tensor_n_weights(t)));
     if (json != NULL && t->has_sha256) {
         sha256_hex(t->sha256, hex);
         json_object_set_new(json, "sha256", json_string(hex));
@@ -140,11 +141,10 @@ static int print_as_json(const container *c, uint64_t weights, uint64_t bytes) {
     for (size_t i = 0; i < c->n_tensors; i++) {
         json_array_append_new(tensors, tensor_json(&c->tensors[i]));
     }
-    return print_json(json_pack("{s:s, s:s, s:I, s:I, s:f, s:o, s:o}", "path", c->path, "format",
-                                kind_name(c->kind), "weights", (json_int_t)weights, "bytes",
-                                (json_int_t)bytes, "bits_per_weight",
-                                bits_per_weight(bytes, weights), "metadata", metadata, "tensors",
-                                tensors));
+    return print_json(json_pack(
+        "{s:s, s:s, s:I, s:I, s:f, s:o, s:o}", "path", c->path, "format", kind_name(c->kind),
+        "weights", (json_int_t)weights, "bytes", (json_int_t)bytes, "bits_per_weight",
+        bits_per_weight(bytes, weights), "metadata", metadata, "tensors", tensors));
 }
 
 static int print_as_text(const container *c, uint64_t weights, uint64_t bytes, bool checksums) {
@@ -170,8 +170,9 @@ static int print_as_text(const container *c, uint64_t weights, uint64_t bytes, b
     }
     printf("\n%zu tensors, %" PRIu64 " weights, %" PRIu64 " bytes, %.3f bits per weight\n",
            c->n_tensors, weights, bytes, bits_per_weight(bytes, weights));
-    return fflush(stdout) == 0 ? EXIT_OK
-                               : report_text("cannot write to standard output: %s", strerror(errno));
+    return fflush(stdout) == 0
+               ? EXIT_OK
+               : report_text("cannot write to standard output: %s", strerror(errno));
 }
 
 int cli_inspect(int argc, char **argv) {

@@ -21,8 +21,9 @@ static const struct {
 };
 
 static void print_usage(FILE *out) {
-    fprintf(out, "Hepta %s: LLaMA-family models at 3.5 bits per weight, the same bits everywhere.\n\n"
-                 "Usage: hepta COMMAND [options]\n\nCommands:\n",
+    fprintf(out,
+            "Hepta %s: LLaMA-family models at 3.5 bits per weight, the same bits everywhere.\n\n"
+            "Usage: hepta COMMAND [options]\n\nCommands:\n",
             hepta_version());
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);

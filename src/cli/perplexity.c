@@ -59,8 +59,8 @@ static hepta_status score_window(scorer *s, const int32_t *window, size_t n, siz
         }
 #pragma omp parallel for schedule(static)
         for (size_t i = 0; i < k; i++) {
-            nll[i] = negative_log_likelihood(s->logits + i * s->n_vocab, s->n_vocab,
-                                             window[at + 1 + i]);
+            nll[i] =
+                negative_log_likelihood(s->logits + i * s->n_vocab, s->n_vocab, window[at + 1 + i]);
         }
         for (size_t i = 0; i < k; i++) {
             s->sum += nll[i];
@@ -127,10 +127,10 @@ static int print_result(const scorer *s, const settings *o, size_t n_bytes) {
     double perplexity = exp(mean);
     double bits_per_byte = n_bytes > 0 ? s->sum / log(2.0) / (double)n_bytes : 0;
     if (o->json) {
-        return print_json(json_pack("{s:s, s:s, s:I, s:i, s:i, s:f, s:f, s:f, s:f}", "model", o->model,
-                                    "text", o->text, "tokens", (json_int_t)s->n, "ctx", (int)o->ctx,
-                                    "stride", (int)o->stride, "mean_nll", mean, "perplexity",
-                                    perplexity, "standard_error", perplexity * error,
+        return print_json(json_pack("{s:s, s:s, s:I, s:i, s:i, s:f, s:f, s:f, s:f}", "model",
+                                    o->model, "text", o->text, "tokens", (json_int_t)s->n, "ctx",
+                                    (int)o->ctx, "stride", (int)o->stride, "mean_nll", mean,
+                                    "perplexity", perplexity, "standard_error", perplexity * error,
                                     "bits_per_byte", bits_per_byte));
     }
     printf("perplexity %.4f +- %.4f (%llu tokens, ctx %u, stride %u, %.4f nats/token, "
@@ -223,8 +223,9 @@ int cli_perplexity(int argc, char **argv) {
     const command_spec spec = {
         .usage = "perplexity [MODEL] -f TEXT [options]",
         .summary = "Measures how well a model predicts a text: exp(mean negative log-likelihood).",
-        .details = "MODEL is any supported input; unquantized ones run in F32. Each token is scored\n"
-                   "once; windows overlap by ctx - stride tokens. +- is one standard error.",
+        .details =
+            "MODEL is any supported input; unquantized ones run in F32. Each token is scored\n"
+            "once; windows overlap by ctx - stride tokens. +- is one standard error.",
         .example = "hepta perplexity model.hepta -f wiki.test.raw --ctx 512",
         .options = specs,
         .min_arguments = 0,

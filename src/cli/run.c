@@ -111,8 +111,8 @@ static hepta_status evaluate_prompt(generation *g, const int32_t *tokens, size_t
     for (size_t at = 0; at < n && !interrupted();) {
         size_t k = n - at < PROMPT_BATCH ? n - at : PROMPT_BATCH;
         bool last = at + k == n;
-        hepta_status status =
-            hepta_session_eval(g->session, tokens + at, k, all || last ? g->logits : NULL, all, err);
+        hepta_status status = hepta_session_eval(g->session, tokens + at, k,
+                                                 all || last ? g->logits : NULL, all, err);
         if (status != HEPTA_OK) {
             return status;
         }
@@ -192,10 +192,10 @@ static int print_outcome(generation *g, size_t n_prompt_tokens) {
         for (uint32_t i = 0; i < g->n_tokens; i++) {
             json_array_append_new(ids, json_integer(g->tokens[i]));
         }
-        json_t *json = json_pack("{s:s, s:o, s:o, s:s, s:i, s:i}", "model", s->model, "text",
-                                 json_text(g->out.text, g->out.n), "tokens", ids, "finish_reason",
-                                 g->reason, "prompt_tokens", (int)n_prompt_tokens,
-                                 "generated_tokens", (int)g->n_tokens);
+        json_t *json =
+            json_pack("{s:s, s:o, s:o, s:s, s:i, s:i}", "model", s->model, "text",
+                      json_text(g->out.text, g->out.n), "tokens", ids, "finish_reason", g->reason,
+                      "prompt_tokens", (int)n_prompt_tokens, "generated_tokens", (int)g->n_tokens);
         if (s->digest) {
             json_object_set_new(json, "logits_sha256", json_string(hex));
         }
@@ -287,10 +287,12 @@ static int run_model(const settings *s, const char *prompt, size_t n_text) {
     hepta_model *model = NULL;
     generation g = {.settings = s, .out = {.stop = &s->stop, .stream = !s->json}};
     int code = EXIT_FAILED;
-    hepta_session_options session = {
-        .n_ctx = s->ctx, .n_batch = PROMPT_BATCH, .threads = s->threads,
-        .cache_type = s->cache != NULL && strcmp(s->cache, "f16") == 0 ? HEPTA_CACHE_F16
-                                                                       : HEPTA_CACHE_F32};
+    hepta_session_options session = {.n_ctx = s->ctx,
+                                     .n_batch = PROMPT_BATCH,
+                                     .threads = s->threads,
+                                     .cache_type = s->cache != NULL && strcmp(s->cache, "f16") == 0
+                                                       ? HEPTA_CACHE_F16
+                                                       : HEPTA_CACHE_F32};
     if (hepta_model_open(s->model, &model, &err) != HEPTA_OK ||
         hepta_tokenizer_open(s->model, s->tokenizer, &g.tokenizer, &err) != HEPTA_OK ||
         hepta_session_create(model, &session, &g.session, &err) != HEPTA_OK) {
@@ -331,12 +333,16 @@ int cli_run(int argc, char **argv) {
     settings s = {.n_predict = 256,
                   .sampler = {.temperature = 0.8f, .top_k = 0, .top_p = 0.95f, .min_p = 0}};
     const option_spec specs[] = {
-        {"prompt", 'p', OPTION_STRING, &s.prompt, "TEXT", "the text to go on from; \"\" starts afresh"},
+        {"prompt", 'p', OPTION_STRING, &s.prompt, "TEXT",
+         "the text to go on from; \"\" starts afresh"},
         {"file", 'f', OPTION_STRING, &s.file, "FILE", "read the prompt from a file, - for stdin"},
         {"predict", 'n', OPTION_U32, &s.n_predict, "N", "tokens to write at most (default 256)"},
-        {"temp", 0, OPTION_F32, &s.sampler.temperature, "T", "temperature (default 0.8); 0: greedy"},
-        {"top-k", 0, OPTION_U32, &s.sampler.top_k, "K", "keep the K likeliest tokens (default 0: all)"},
-        {"top-p", 0, OPTION_F32, &s.sampler.top_p, "P", "keep this much probability (default 0.95)"},
+        {"temp", 0, OPTION_F32, &s.sampler.temperature, "T",
+         "temperature (default 0.8); 0: greedy"},
+        {"top-k", 0, OPTION_U32, &s.sampler.top_k, "K",
+         "keep the K likeliest tokens (default 0: all)"},
+        {"top-p", 0, OPTION_F32, &s.sampler.top_p, "P",
+         "keep this much probability (default 0.95)"},
         {"min-p", 0, OPTION_F32, &s.sampler.min_p, "P",
          "drop tokens below P times the likeliest (default 0)"},
         {"seed", 0, OPTION_U64, &s.sampler.seed, "N", "random seed (default 0)"},
@@ -357,9 +363,10 @@ int cli_run(int argc, char **argv) {
     const command_spec spec = {
         .usage = "run [MODEL] -p PROMPT [options]",
         .summary = "Writes text with a model. Same model, prompt, options and seed: same text.",
-        .details = "MODEL is a .hepta file or any input of quantize, which then runs unquantized in\n"
-                   "F32; without it, the bundled story model. Without -p or -f the prompt is read\n"
-                   "from standard input.",
+        .details =
+            "MODEL is a .hepta file or any input of quantize, which then runs unquantized in\n"
+            "F32; without it, the bundled story model. Without -p or -f the prompt is read\n"
+            "from standard input.",
         .example = "hepta run -p \"Once upon a time\" --temp 0.7 --seed 7 --stats",
         .options = specs,
         .min_arguments = 0,
@@ -378,20 +385,21 @@ int cli_run(int argc, char **argv) {
         return EXIT_USAGE;
     }
     if (s.prompt == NULL && s.file == NULL && isatty(STDIN_FILENO)) {
-        fprintf(stderr, "hepta: give a prompt: hepta run -p \"Once upon a time\", or a file with -f, "
-                        "or text on standard input\n");
+        fprintf(stderr,
+                "hepta: give a prompt: hepta run -p \"Once upon a time\", or a file with -f, "
+                "or text on standard input\n");
         return EXIT_USAGE;
     }
     s.model = model_or_default(s.model);
     hepta_error err = {0};
     char *text = NULL;
     size_t n = 0;
-    if (s.prompt == NULL &&
-        read_text(s.file != NULL ? s.file : "-", &text, &n, &err) != HEPTA_OK) {
+    if (s.prompt == NULL && read_text(s.file != NULL ? s.file : "-", &text, &n, &err) != HEPTA_OK) {
         return report(&err);
     }
     interrupt_catch();
-    code = run_model(&s, s.prompt != NULL ? s.prompt : text, s.prompt != NULL ? strlen(s.prompt) : n);
+    code =
+        run_model(&s, s.prompt != NULL ? s.prompt : text, s.prompt != NULL ? strlen(s.prompt) : n);
     free(text);
     return code;
 }

@@ -10,7 +10,8 @@
 
 enum { MAX_PIECE = 1024 };
 
-static int print_ids(const hepta_tokenizer *t, const int32_t *ids, size_t n, bool json, bool pieces) {
+static int print_ids(const hepta_tokenizer *t, const int32_t *ids, size_t n, bool json,
+                     bool pieces) {
     json_t *array = json ? json_array() : NULL;
     for (size_t i = 0; i < n; i++) {
         char piece[MAX_PIECE];
@@ -40,8 +41,9 @@ static int print_ids(const hepta_tokenizer *t, const int32_t *ids, size_t n, boo
     if (!pieces) {
         putchar('\n');
     }
-    return fflush(stdout) == 0 ? EXIT_OK
-                               : report_text("cannot write to standard output: %s", strerror(errno));
+    return fflush(stdout) == 0
+               ? EXIT_OK
+               : report_text("cannot write to standard output: %s", strerror(errno));
 }
 
 /* Reads white-space separated ids and writes the bytes they stand for. */
@@ -72,8 +74,9 @@ static int decode_ids(const hepta_tokenizer *t, const char *text, size_t n, bool
         p = end;
     }
     free(copy);
-    return fflush(stdout) == 0 ? code
-                               : report_text("cannot write to standard output: %s", strerror(errno));
+    return fflush(stdout) == 0
+               ? code
+               : report_text("cannot write to standard output: %s", strerror(errno));
 }
 
 int cli_tokenize(int argc, char **argv) {

@@ -39,7 +39,10 @@ double clock_seconds(void) {
 }
 
 void progress_start(progress *p, const char *title, const char *unit) {
-    *p = (progress){.title = title, .unit = unit, .started = clock_seconds(), .percent = -1,
+    *p = (progress){.title = title,
+                    .unit = unit,
+                    .started = clock_seconds(),
+                    .percent = -1,
                     .terminal = isatty(STDERR_FILENO) == 1};
 }
 
@@ -93,7 +96,8 @@ void progress_finish(progress *p) {
 }
 
 int print_json(json_t *value) {
-    int failed = value == NULL || json_dumpf(value, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    int failed =
+        value == NULL || json_dumpf(value, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     json_decref(value);
     if (failed != 0 || putchar('\n') == EOF || fflush(stdout) != 0) {
         return report_text("cannot write JSON to standard output: %s", strerror(errno));
@@ -161,7 +165,8 @@ hepta_status read_text(const char *path, char **text, size_t *n, hepta_error *er
         used += k;
         if (k == 0) {
             if (ferror(f)) {
-                status = error_set(err, HEPTA_ERROR_IO, "%s: cannot read: %s", path, strerror(errno));
+                status =
+                    error_set(err, HEPTA_ERROR_IO, "%s: cannot read: %s", path, strerror(errno));
             }
             break;
         }

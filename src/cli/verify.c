@@ -17,8 +17,9 @@ int cli_verify(int argc, char **argv) {
     const command_spec spec = {
         .usage = "verify FILE [options]",
         .summary = "Checks a model file: structure, values, padding and every checksum.",
-        .details = "The first damage found is named: tensor, file and byte offset. Formats without\n"
-                   "checksums (all but .hepta) are checked for structure and finite values.",
+        .details =
+            "The first damage found is named: tensor, file and byte offset. Formats without\n"
+            "checksums (all but .hepta) are checked for structure and finite values.",
         .example = "hepta verify model.hepta",
         .options = specs,
         .min_arguments = 1,

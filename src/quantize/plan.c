@@ -30,7 +30,7 @@ static double sensitivity(const char *name) {
         const char *end;
         double factor;
     } kinds[] = {
-        {"token_embd.weight", 8}, {"output.weight", 8}, {"attn_v.weight", 2},
+        {"token_embd.weight", 8},  {"output.weight", 8},   {"attn_v.weight", 2},
         {"attn_output.weight", 1}, {"ffn_down.weight", 2},
     };
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
@@ -45,7 +45,8 @@ static double sensitivity(const char *name) {
 
 static uint64_t packed_bytes(const tensor *t, uint32_t half_bits) {
     uint64_t n = 0;
-    (void)tensor_packed_bytes(half_bits, t->ne[1], t->ne[0], &n); /* shapes were checked at opening */
+    (void)tensor_packed_bytes(half_bits, t->ne[1], t->ne[0],
+                              &n); /* shapes were checked at opening */
     return n;
 }
 
@@ -101,8 +102,8 @@ hepta_status plan_rates(const tensor *tensors, size_t n, double bits, uint32_t *
             if (half_bits[i] == 0 || half_bits[i] >= high) {
                 continue;
             }
-            uint64_t more =
-                packed_bytes(&tensors[i], half_bits[i] + 1) - packed_bytes(&tensors[i], half_bits[i]);
+            uint64_t more = packed_bytes(&tensors[i], half_bits[i] + 1) -
+                            packed_bytes(&tensors[i], half_bits[i]);
             double s = saving(&tensors[i], half_bits[i]);
             if (used + more <= budget && s > best_saving) {
                 best = i;

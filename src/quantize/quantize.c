@@ -192,8 +192,8 @@ static void interleave(const uint8_t *rows, size_t row_bytes, size_t block, uint
     for (uint32_t r = 0; r < n_rows; r++) {
         uint8_t *strip = strips + (size_t)(r / STRIP_ROWS) * STRIP_ROWS * row_bytes;
         for (size_t b = 0; b < n_blocks; b++) {
-            memcpy(strip + (b * STRIP_ROWS + r % STRIP_ROWS) * block, rows + r * row_bytes + b * block,
-                   block);
+            memcpy(strip + (b * STRIP_ROWS + r % STRIP_ROWS) * block,
+                   rows + r * row_bytes + b * block, block);
         }
     }
 }
@@ -214,8 +214,8 @@ static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation
         double rms = row_rms(c->x + (size_t)i * r->n_padded, r->n_padded, r->n);
         c->scale[i] = row_scale(rms, (double)table->unit);
     }
-    hepta_status status = code_encode_rows(table, c->x, c->scale, n, r->n_padded, c->code, row_bytes,
-                                           half_bits, q->threads, q->err);
+    hepta_status status = code_encode_rows(table, c->x, c->scale, n, r->n_padded, c->code,
+                                           row_bytes, half_bits, q->threads, q->err);
     if (status != HEPTA_OK) {
         return status;
     }
@@ -299,8 +299,9 @@ static hepta_status write_f32(quantizer *q, const tensor *t) {
     uint32_t bad = find_not_finite(x, (uint32_t)n);
     hepta_status status;
     if (bad < n) {
-        status = error_set(q->err, HEPTA_ERROR_FORMAT,
-                           "%s: tensor %s has NaN or infinity at element %u", t->file, t->name, bad);
+        status =
+            error_set(q->err, HEPTA_ERROR_FORMAT, "%s: tensor %s has NaN or infinity at element %u",
+                      t->file, t->name, bad);
     } else {
         status = hepta_writer_write(q->out, x, (size_t)n * sizeof *x, q->err);
     }
@@ -346,7 +347,7 @@ static hepta_status set_metadata(container *c, double bits, const uint32_t *half
                                  hepta_error *err) {
     static const char *const old[] = {"general.file_type", "general.quantization_version",
                                       "general.alignment", "split.no",
-                                      "split.count", "split.tensors.count"};
+                                      "split.count",       "split.tensors.count"};
     for (size_t i = 0; i < sizeof old / sizeof old[0]; i++) {
         container_remove(c, old[i]);
     }
@@ -359,7 +360,8 @@ static hepta_status set_metadata(container *c, double bits, const uint32_t *half
                      hepta_version());
     for (uint32_t h = HALF_BITS_INT8; h >= HALF_BITS_MIN; h--) {
         if (count[h] > 0) {
-            n += snprintf(recipe + n, sizeof recipe - (size_t)n, " %d x %g bits,", count[h], h / 2.0);
+            n += snprintf(recipe + n, sizeof recipe - (size_t)n, " %d x %g bits,", count[h],
+                          h / 2.0);
         }
     }
     n += snprintf(recipe + n, sizeof recipe - (size_t)n, " %d x F32", count[0]);
@@ -377,8 +379,10 @@ static hepta_status set_metadata(container *c, double bits, const uint32_t *half
 static void describe_output(const container *in, const uint32_t *half_bits, tensor *out) {
     for (size_t i = 0; i < in->n_tensors; i++) {
         const tensor *t = &in->tensors[i];
-        out[i] = (tensor){.name = t->name, .type = half_bits[i] != 0 ? TENSOR_PACKED : TENSOR_F32,
-                          .half_bits = half_bits[i], .n_dims = t->n_dims};
+        out[i] = (tensor){.name = t->name,
+                          .type = half_bits[i] != 0 ? TENSOR_PACKED : TENSOR_F32,
+                          .half_bits = half_bits[i],
+                          .n_dims = t->n_dims};
         memcpy(out[i].ne, t->ne, sizeof out[i].ne);
         if (half_bits[i] != 0) {
             (void)tensor_packed_bytes(half_bits[i], t->ne[1], t->ne[0], &out[i].n_bytes);
