@@ -4,7 +4,8 @@
  * The text (in Unicode normal form C where the tokenizer asks for it) is cut into words
  * (pretokenize.c). In each word every byte is a symbol, and neighbours merge by the rank of their
  * merge rule, lowest first, the leftmost first among equals. With `ignore_merges` a word that is a
- * token is taken as it is.
+ * token is taken as it is. A byte that has no token (some vocabularies leave out those that UTF-8
+ * never uses) becomes the unknown token, or U+FFFD where there is none.
  *
  * Sources: Radford et al., "Language models are unsupervised multitask learners", 2019, section
  * 2.2, and its encoder.py for the byte alphabet; `ignore_merges`: Hugging Face tokenizers.
@@ -72,8 +73,7 @@ static size_t compose(int32_t *points, size_t n, uint8_t *scratch, uint8_t *out)
     }
     /* The longest canonical decomposition of one code point has four. */
     utf8proc_ssize_t k = utf8proc_decompose(scratch, (utf8proc_ssize_t)bytes, points,
-                                            4 * NFC_MAX_PIECE,
-                                            UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+                                            4 * NFC_MAX_PIECE, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
     if (k < 0 || k > 4 * NFC_MAX_PIECE) { /* cannot happen: the input is valid and short */
         memcpy(out, scratch, bytes);
         return bytes;
@@ -96,19 +96,26 @@ static bool is_plain(const uint8_t *text, size_t n) {
     return true;
 }
 
-/* Brings the text into w->text; invalid bytes stay as they are. */
+/* A buffer for text of n bytes that may become three times as long. */
+static uint8_t *make_room(size_t n) {
+    return memory_alloc(3 * n + 16, 1);
+}
+
+static void keep_text(encode_work *w, uint8_t *text) {
+    memory_free(w->text);
+    w->text = text;
+}
+
+/*
+ * Brings the text into w->text; invalid bytes stay as they are. In UTF-8, normal form C is at most
+ * three times as long (UAX #15, "expansion factor").
+ */
 static bool normalize(const uint8_t *text, size_t n, encode_work *w, size_t *length) {
-    /* Composed text is at most three times as long in UTF-8 (UAX #15, "expansion factor"). */
-    size_t room = 3 * n + 16;
-    if (room > w->text_room) {
-        uint8_t *bigger = memory_alloc(room, 1);
-        if (bigger == NULL) {
-            return false;
-        }
-        memory_free(w->text);
-        w->text = bigger;
-        w->text_room = room;
+    uint8_t *out = make_room(n);
+    if (out == NULL) {
+        return false;
     }
+    keep_text(w, out);
     if (w->code_points == NULL) {
         w->code_points = memory_alloc(4 * NFC_MAX_PIECE, sizeof *w->code_points);
         if (w->code_points == NULL) {
@@ -121,19 +128,39 @@ static bool normalize(const uint8_t *text, size_t n, encode_work *w, size_t *len
         uint32_t c = 0;
         size_t bytes = utf8_decode(text + i, n - i, &c);
         if (points > 0 && (bytes == 0 || points == NFC_MAX_PIECE || starts_fresh((int32_t)c))) {
-            k += compose(w->code_points, points, scratch, w->text + k);
+            k += compose(w->code_points, points, scratch, out + k);
             points = 0;
         }
         if (bytes == 0) {
-            w->text[k++] = text[i++];
+            out[k++] = text[i++];
         } else {
             w->code_points[points++] = (int32_t)c;
             i += bytes;
         }
     }
     if (points > 0) {
-        k += compose(w->code_points, points, scratch, w->text + k);
+        k += compose(w->code_points, points, scratch, out + k);
     }
+    *length = k;
+    return true;
+}
+
+/* Copies the text with U+FFFD for bytes without a token. */
+static bool replace_missing(const hepta_tokenizer *t, const uint8_t *text, size_t n, encode_work *w,
+                            size_t *length) {
+    uint8_t *out = make_room(n);
+    if (out == NULL) {
+        return false;
+    }
+    size_t k = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (t->byte_tokens[text[i]] != TOKEN_NONE) {
+            out[k++] = text[i];
+        } else {
+            k += utf8_encode(UTF8_REPLACEMENT, out + k);
+        }
+    }
+    keep_text(w, out);
     *length = k;
     return true;
 }
@@ -192,6 +219,12 @@ static bool encode_word(void *context, const uint8_t *word, size_t n) {
 bool bpe_encode(const hepta_tokenizer *t, const uint8_t *text, size_t n, encode_work *w) {
     if (t->nfc && !is_plain(text, n)) {
         if (!normalize(text, n, w, &n)) {
+            return false;
+        }
+        text = w->text;
+    }
+    if (t->lacks_bytes) {
+        if (!replace_missing(t, text, n, w, &n)) {
             return false;
         }
         text = w->text;

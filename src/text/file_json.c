@@ -110,10 +110,11 @@ static hepta_status read_byte_level(vocabulary *v, const json_t *const *pre, siz
     }
     pretokenizer_pattern pattern;
     if (!pretokenizer_recognize(regexes, n, &pattern)) {
-        return vocabulary_error(v, HEPTA_ERROR_UNSUPPORTED,
-                                "text is cut into words by %zu expression%s that are not built in; the "
-                                "first is \"%.120s\" (docs/TOKENIZERS.md lists those that are)",
-                                n, n == 1 ? "" : "s", n > 0 ? regexes[0] : "");
+        return vocabulary_error(
+            v, HEPTA_ERROR_UNSUPPORTED,
+            "text is cut into words by %zu expression%s that are not built in; the "
+            "first is \"%.120s\" (docs/TOKENIZERS.md lists those that are)",
+            n, n == 1 ? "" : "s", n > 0 ? regexes[0] : "");
     }
     v->model = "gpt2";
     v->pre = pretokenizer_name(pattern);
@@ -212,9 +213,10 @@ static hepta_status read_pipeline(vocabulary *v, const json_t *root) {
         find_step(normalizers, n_normalizers, "Replace") != NULL) {
         return read_spm(v, pre, n_pre, normalizers, n_normalizers);
     }
-    return vocabulary_error(v, HEPTA_ERROR_UNSUPPORTED,
-                            "neither byte-level BPE (a ByteLevel pre-tokenizer) nor SentencePiece BPE "
-                            "(Metaspace, or spaces replaced by U+2581)");
+    return vocabulary_error(
+        v, HEPTA_ERROR_UNSUPPORTED,
+        "neither byte-level BPE (a ByteLevel pre-tokenizer) nor SentencePiece BPE "
+        "(Metaspace, or spaces replaced by U+2581)");
 }
 
 /* ---- Vocabulary and merge rules ---------------------------------------- */
@@ -237,8 +239,7 @@ static hepta_status read_vocab(vocabulary *v, json_t *vocab, bool byte_fallback)
                                     "the vocabulary gives \"%.60s\" no id from 0 up", key);
         }
         token_type type = byte_fallback && is_byte_token(text) ? TOKEN_BYTE : TOKEN_NORMAL;
-        hepta_status status =
-            vocabulary_set(v, (uint64_t)json_integer_value(id), text, 0, type);
+        hepta_status status = vocabulary_set(v, (uint64_t)json_integer_value(id), text, 0, type);
         if (status != HEPTA_OK) {
             return status;
         }
@@ -442,11 +443,10 @@ static hepta_status read_named_id(vocabulary *v, const json_t *config, const cha
         *id = vocabulary_find(v, s.data, (size_t)s.n);
         if (*id < 0) {
             return vocabulary_error(v, HEPTA_ERROR_FORMAT,
-                                    "tokenizer_config.json: %s is \"%.60s\", which is no token", key,
-                                    s.data);
+                                    "tokenizer_config.json: %s is \"%.60s\", which is no token",
+                                    key, s.data);
         }
-    } else if (json_is_null(json_object_get(config, key)) &&
-               json_object_get(config, key) != NULL) {
+    } else if (json_is_null(json_object_get(config, key)) && json_object_get(config, key) != NULL) {
         *id = -1;
     }
     return HEPTA_OK;
@@ -471,8 +471,10 @@ static hepta_status read_class(vocabulary *v, const json_t *config) {
     static const struct {
         const char *class, *pre;
     } known[] = {
-        {"GPT2Tokenizer", "gpt-2"},  {"GPT2TokenizerFast", "gpt-2"},
-        {"Qwen2Tokenizer", "qwen2"}, {"Qwen2TokenizerFast", "qwen2"},
+        {"GPT2Tokenizer", "gpt-2"},
+        {"GPT2TokenizerFast", "gpt-2"},
+        {"Qwen2Tokenizer", "qwen2"},
+        {"Qwen2TokenizerFast", "qwen2"},
     };
     const char *class = get_string(config, "tokenizer_class");
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {

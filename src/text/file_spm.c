@@ -133,7 +133,8 @@ static hepta_status read_piece(vocabulary *v, const uint8_t *data, wire w) {
     }
     if (type < TOKEN_NORMAL || type > TOKEN_BYTE || isnan(score)) {
         return vocabulary_error(v, HEPTA_ERROR_FORMAT,
-                                "piece %zu has type %" PRIu64 " and score %g; expected 1 to 6 and a "
+                                "piece %zu has type %" PRIu64
+                                " and score %g; expected 1 to 6 and a "
                                 "number",
                                 v->n, type, (double)score);
     }
@@ -180,10 +181,11 @@ static hepta_status read_trainer(vocabulary *v, const uint8_t *data, wire w) {
         }
     }
     if (type != TRAINER_BPE) {
-        return vocabulary_error(v, HEPTA_ERROR_UNSUPPORTED,
-                                "a SentencePiece model of type %s; only BPE is built in (no model of "
-                                "the LLaMA family uses another)",
-                                type == TRAINER_UNIGRAM ? "unigram" : "word or character");
+        return vocabulary_error(
+            v, HEPTA_ERROR_UNSUPPORTED,
+            "a SentencePiece model of type %s; only BPE is built in (no model of "
+            "the LLaMA family uses another)",
+            type == TRAINER_UNIGRAM ? "unigram" : "word or character");
     }
     if (suffix) {
         return vocabulary_error(v, HEPTA_ERROR_UNSUPPORTED,
@@ -213,10 +215,11 @@ static hepta_status read_normalizer(vocabulary *v, const uint8_t *data, wire w) 
         }
     }
     if (charsmap || !escape) {
-        return vocabulary_error(v, HEPTA_ERROR_UNSUPPORTED,
-                                "a SentencePiece model with the normalizer \"%.*s\"; only \"identity\" "
-                                "is built in",
-                                (int)(name.n < 60 ? name.n : 60), name.data);
+        return vocabulary_error(
+            v, HEPTA_ERROR_UNSUPPORTED,
+            "a SentencePiece model with the normalizer \"%.*s\"; only \"identity\" "
+            "is built in",
+            (int)(name.n < 60 ? name.n : 60), name.data);
     }
     return HEPTA_OK;
 }
@@ -308,10 +311,11 @@ hepta_status llama2c_tokenizer_read(vocabulary *v, const uint8_t *data, size_t n
     while (at < n) {
         uint32_t length = n - at >= 8 ? load_u32(data + at + 4) : 0;
         if (n - at < 8 || length > LLAMA2C_MAX_TOKEN || length > n - at - 8) {
-            return vocabulary_error(v, HEPTA_ERROR_FORMAT,
-                                    "a tokenizer of llama2.c that ends inside token %zu, which begins "
-                                    "at byte %zu of %zu",
-                                    v->n, at, n);
+            return vocabulary_error(
+                v, HEPTA_ERROR_FORMAT,
+                "a tokenizer of llama2.c that ends inside token %zu, which begins "
+                "at byte %zu of %zu",
+                v->n, at, n);
         }
         float score = float_of(load_u32(data + at));
         if (isnan(score)) {
@@ -319,11 +323,11 @@ hepta_status llama2c_tokenizer_read(vocabulary *v, const uint8_t *data, size_t n
                                     "the score of token %zu at byte %zu is not a number", v->n, at);
         }
         kv_string text = {(const char *)data + at + 8, length};
-        token_type type = v->n == 0           ? TOKEN_UNKNOWN
-                          : v->n < 3          ? TOKEN_CONTROL
-                          : length == 0       ? TOKEN_UNUSED
+        token_type type = v->n == 0             ? TOKEN_UNKNOWN
+                          : v->n < 3            ? TOKEN_CONTROL
+                          : length == 0         ? TOKEN_UNUSED
                           : is_byte_token(text) ? TOKEN_BYTE
-                                              : TOKEN_NORMAL;
+                                                : TOKEN_NORMAL;
         if (v->n < 3) {
             text = names[v->n];
         } else if (!escape_spaces(v, &text)) {
@@ -337,7 +341,8 @@ hepta_status llama2c_tokenizer_read(vocabulary *v, const uint8_t *data, size_t n
     }
     if (v->n < 3) {
         return vocabulary_error(v, HEPTA_ERROR_FORMAT,
-                                "a tokenizer of llama2.c with %zu tokens; expected 3 or more", v->n);
+                                "a tokenizer of llama2.c with %zu tokens; expected 3 or more",
+                                v->n);
     }
     return HEPTA_OK;
 }

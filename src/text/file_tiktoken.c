@@ -158,14 +158,16 @@ static hepta_status read_lines(vocabulary *v, const uint8_t *data, size_t n, hep
                 k = base64_decode(data + i, n_token, bytes);
             }
             if (k == 0) {
-                return vocabulary_error(v, HEPTA_ERROR_FORMAT,
-                                        "line %zu is no tiktoken rank: expected base64, a space and a "
-                                        "number",
-                                        line_number);
+                return vocabulary_error(
+                    v, HEPTA_ERROR_FORMAT,
+                    "line %zu is no tiktoken rank: expected base64, a space and a "
+                    "number",
+                    line_number);
             }
             if (rank >= LLAMA3_RANKS || t->tokens[rank].text != NULL) {
                 return vocabulary_error(v, HEPTA_ERROR_UNSUPPORTED,
-                                        "line %zu has rank %" PRIu64 "; expected Llama 3's ranks, 0 to "
+                                        "line %zu has rank %" PRIu64
+                                        "; expected Llama 3's ranks, 0 to "
                                         "%d, once each",
                                         line_number, rank, LLAMA3_RANKS - 1);
             }
@@ -177,7 +179,8 @@ static hepta_status read_lines(vocabulary *v, const uint8_t *data, size_t n, hep
     }
     if (t->n_tokens != LLAMA3_RANKS) {
         return vocabulary_error(v, HEPTA_ERROR_UNSUPPORTED,
-                                "a tiktoken file of %" PRIu32 " ranks; only Llama 3's, of %d, is known "
+                                "a tiktoken file of %" PRIu32
+                                " ranks; only Llama 3's, of %d, is known "
                                 "(name a tokenizer.json instead)",
                                 t->n_tokens, LLAMA3_RANKS);
     }

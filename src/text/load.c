@@ -189,9 +189,9 @@ static hepta_status load_tokens(loader *l, const kv *strings) {
 
 /* May plain text become this token? */
 static bool is_mergeable(const hepta_tokenizer *t, const token_info *k) {
-    return k->n > 0 && (k->type == TOKEN_NORMAL || k->type == TOKEN_USER ||
-                        (t->kind == TOKENIZER_BPE &&
-                         (k->type == TOKEN_UNUSED || k->type == TOKEN_BYTE)));
+    return k->n > 0 &&
+           (k->type == TOKEN_NORMAL || k->type == TOKEN_USER ||
+            (t->kind == TOKENIZER_BPE && (k->type == TOKEN_UNUSED || k->type == TOKEN_BYTE)));
 }
 
 /* Enters the tokens of one type, lowest ids first; the first of equal texts stays. */
@@ -244,6 +244,8 @@ static hepta_status build_tables(loader *l) {
     for (int b = 0; b < 256; b++) {
         uint8_t byte = (uint8_t)b;
         t->byte_tokens[b] = t->kind == TOKENIZER_BPE ? tokenizer_find(t, &byte, 1) : TOKEN_NONE;
+        t->lacks_bytes = t->lacks_bytes || (t->kind == TOKENIZER_BPE && t->unknown == TOKEN_NONE &&
+                                            t->byte_tokens[b] == TOKEN_NONE);
     }
     for (uint32_t i = 0; t->kind == TOKENIZER_SPM && i < t->n_tokens; i++) {
         const token_info *k = &t->tokens[i];
@@ -325,8 +327,8 @@ static hepta_status load_merge(loader *l, uint32_t rank, kv_string s, uint8_t *b
 static hepta_status load_merges(loader *l, const kv *merges) {
     hepta_tokenizer *t = l->t;
     if (merges->n_items > UINT32_MAX / 4) {
-        return error_set(l->err, HEPTA_ERROR_UNSUPPORTED, "%s: %" PRIu64 " merge rules",
-                         l->c->path, merges->n_items);
+        return error_set(l->err, HEPTA_ERROR_UNSUPPORTED, "%s: %" PRIu64 " merge rules", l->c->path,
+                         merges->n_items);
     }
     uint64_t longest = 0;
     for (uint64_t i = 0; i < merges->n_items; i++) {
@@ -361,7 +363,8 @@ static hepta_status get_id(const loader *l, const char *key, int32_t fallback, i
         *out = fallback >= 0 && (uint32_t)fallback < l->t->n_tokens ? fallback : TOKEN_NONE;
         return HEPTA_OK;
     }
-    bool is_signed = k->type == KV_I8 || k->type == KV_I16 || k->type == KV_I32 || k->type == KV_I64;
+    bool is_signed =
+        k->type == KV_I8 || k->type == KV_I16 || k->type == KV_I32 || k->type == KV_I64;
     uint32_t id;
     if (is_signed && k->v.i < 0) {
         id = UINT32_MAX;
@@ -395,9 +398,9 @@ static hepta_status load_special_ids(loader *l) {
 
 /* Tokens that end a text or a turn in models of the LLaMA family and their relatives. */
 static const char *const end_names[] = {
-    "<|eot_id|>",    "<|eom_id|>",    "<|end_of_text|>", "<|endoftext|>",
-    "<|im_end|>",    "<|end|>",       "<end_of_turn>",   "<|end_of_turn|>",
-    "</s>",          "<EOT>",         "<|eot|>",         "<\uFF5Cend\u2581of\u2581sentence\uFF5C>",
+    "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>",
+    "<|im_end|>", "<|end|>",    "<end_of_turn>",   "<|end_of_turn|>",
+    "</s>",       "<EOT>",      "<|eot|>",         "<\uFF5Cend\u2581of\u2581sentence\uFF5C>",
 };
 
 static hepta_status load_end_tokens(loader *l) {
@@ -405,7 +408,8 @@ static hepta_status load_end_tokens(loader *l) {
     if (t->eos != TOKEN_NONE) {
         t->tokens[t->eos].end = true;
     }
-    static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    static const char *const keys[] = {"tokenizer.ggml.eot_token_id",
+                                       "tokenizer.ggml.eom_token_id"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         int32_t id;
         hepta_status status = get_id(l, keys[i], TOKEN_NONE, &id);
@@ -443,8 +447,9 @@ static hepta_status load_flags(loader *l, const char *key, id_flag flag) {
                              l->c->path, key, id, l->t->n_tokens);
         }
         token_info *k = &l->t->tokens[id];
-        *(flag == FLAG_END ? &k->end : flag == FLAG_STRIP_LEFT ? &k->strip_left : &k->strip_right) =
-            true;
+        *(flag == FLAG_END          ? &k->end
+          : flag == FLAG_STRIP_LEFT ? &k->strip_left
+                                    : &k->strip_right) = true;
     }
     return status;
 }
@@ -604,8 +609,7 @@ static hepta_status load(loader *l) {
     return status;
 }
 
-hepta_status tokenizer_from_container(const container *c, hepta_tokenizer **out,
-                                      hepta_error *err) {
+hepta_status tokenizer_from_container(const container *c, hepta_tokenizer **out, hepta_error *err) {
     loader l = {memory_alloc(1, sizeof *l.t), c, err};
     if (l.t == NULL) {
         return out_of_memory(&l);

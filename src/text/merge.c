@@ -95,7 +95,8 @@ static bool offer(merger *m, const hepta_tokenizer *t, const uint8_t *text, merg
         return false;
     }
     m->heap = heap;
-    heap[m->n_heap] = (merge_candidate){(uint64_t)priority << 32 | left, l->next, l->n + r->n, token};
+    heap[m->n_heap] =
+        (merge_candidate){(uint64_t)priority << 32 | left, l->next, l->n + r->n, token};
     heap_up(heap, m->n_heap++);
     return true;
 }

@@ -84,16 +84,12 @@ static bool wants_space(const hepta_tokenizer *t, const uint8_t *text, size_t n,
 /* Copies the text into w->text as SentencePiece's normalizer does. */
 static bool normalize(const hepta_tokenizer *t, const uint8_t *text, size_t n, bool first,
                       encode_work *w, uint32_t *length) {
-    if (n + 1 > w->text_room) {
-        uint8_t *bigger = memory_alloc(n + 1, 1);
-        if (bigger == NULL) {
-            return false;
-        }
-        memory_free(w->text);
-        w->text = bigger;
-        w->text_room = n + 1;
+    uint8_t *out = memory_alloc(n + 1, 1);
+    if (out == NULL) {
+        return false;
     }
-    uint8_t *out = w->text;
+    memory_free(w->text);
+    w->text = out;
     size_t k = 0, start = 0;
     if (wants_space(t, text, n, first)) {
         out[k++] = ' ';

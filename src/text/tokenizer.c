@@ -172,19 +172,20 @@ hepta_status hepta_tokenizer_encode(const hepta_tokenizer *t, const char *text, 
     }
     encode_work w = {0};
     hepta_status status = HEPTA_OK;
+    text = n_text > 0 ? text : "";
     bool ok = true;
     if ((flags & HEPTA_ENCODE_BOS) != 0 && t->add_bos) {
         ok = token_list_add(&w.ids, t->bos);
     }
-    ok = ok && encode_text(t, (const uint8_t *)text, n_text, (flags & HEPTA_ENCODE_SPECIAL) != 0,
-                           &w);
+    ok = ok &&
+         encode_text(t, (const uint8_t *)text, n_text, (flags & HEPTA_ENCODE_SPECIAL) != 0, &w);
     if (!ok && w.missing != 0) {
         status = error_set(err, HEPTA_ERROR_UNSUPPORTED,
                            "the vocabulary has no token for byte 0x%02X and no unknown token",
                            (unsigned)(w.missing - 1));
     } else if (!ok) {
-        status = error_set(err, HEPTA_ERROR_MEMORY, "out of memory encoding %zu bytes of text",
-                           n_text);
+        status =
+            error_set(err, HEPTA_ERROR_MEMORY, "out of memory encoding %zu bytes of text", n_text);
     } else {
         size_t n = w.ids.n < capacity ? w.ids.n : capacity;
         if (n > 0) {

@@ -21,12 +21,13 @@
 
 /* What a tokenizer.json can ask for and GGUF cannot say. */
 #define TOKENIZER_KEY_SPACE_PREFIX "tokenizer.hepta.space_prefix"   /* string, space_prefix below */
-#define TOKENIZER_KEY_SPLIT_SPACES "tokenizer.hepta.split_spaces"   /* bool: no merge into a space */
+#define TOKENIZER_KEY_SPLIT_SPACES "tokenizer.hepta.split_spaces"   /* bool: no merge into a space \
+                                                                     */
 #define TOKENIZER_KEY_NFC "tokenizer.hepta.nfc"                     /* bool: normalize to NFC */
 #define TOKENIZER_KEY_IGNORE_MERGES "tokenizer.hepta.ignore_merges" /* bool: whole words first */
-#define TOKENIZER_KEY_STRIP_LEFT "tokenizer.hepta.strip_left"       /* ids that take spaces before */
-#define TOKENIZER_KEY_STRIP_RIGHT "tokenizer.hepta.strip_right"     /* ids that take spaces after */
-#define TOKENIZER_KEY_END_IDS "tokenizer.hepta.end_token_ids"       /* ids that end a text */
+#define TOKENIZER_KEY_STRIP_LEFT "tokenizer.hepta.strip_left"   /* ids that take spaces before */
+#define TOKENIZER_KEY_STRIP_RIGHT "tokenizer.hepta.strip_right" /* ids that take spaces after */
+#define TOKENIZER_KEY_END_IDS "tokenizer.hepta.end_token_ids"   /* ids that end a text */
 
 /* GGUF's token types, with GGUF's numbers (which are SentencePiece's). */
 typedef enum token_type {
@@ -35,7 +36,7 @@ typedef enum token_type {
     TOKEN_CONTROL, /* found in text only on request; no bytes of its own */
     TOKEN_USER,    /* found in any text, before anything else */
     TOKEN_UNUSED,
-    TOKEN_BYTE     /* SentencePiece byte fallback: <0x0A> */
+    TOKEN_BYTE /* SentencePiece byte fallback: <0x0A> */
 } token_type;
 
 enum { TOKEN_NONE = -1, TOKENIZER_MAX_TOKENS = 1 << 24 };
@@ -43,8 +44,8 @@ enum { TOKEN_NONE = -1, TOKENIZER_MAX_TOKENS = 1 << 24 };
 typedef struct token_info {
     const uint8_t *text; /* the bytes as they stand in running text */
     uint32_t n;
-    uint8_t type;        /* token_type */
-    bool end;            /* ends a text */
+    uint8_t type; /* token_type */
+    bool end;     /* ends a text */
     bool strip_left, strip_right;
 } token_info;
 
@@ -76,13 +77,13 @@ struct hepta_tokenizer {
     arena memory;
     tokenizer_kind kind;
     uint32_t n_tokens;
-    token_info *tokens;           /* (n_tokens) */
-    float *scores;           /* (n_tokens), SPM without merges; else NULL */
-    uint32_t *by_text;       /* hash table: id + 1 of the mergeable tokens, 0 empty */
-    size_t n_by_text;        /* a power of two */
-    uint32_t longest;        /* bytes of the longest mergeable token */
-    merge_rule *merges;      /* hash table by (left, right), or NULL */
-    size_t n_merges;         /* slots, a power of two */
+    token_info *tokens; /* (n_tokens) */
+    float *scores;      /* (n_tokens), SPM without merges; else NULL */
+    uint32_t *by_text;  /* hash table: id + 1 of the mergeable tokens, 0 empty */
+    size_t n_by_text;   /* a power of two */
+    uint32_t longest;   /* bytes of the longest mergeable token */
+    merge_rule *merges; /* hash table by (left, right), or NULL */
+    size_t n_merges;    /* slots, a power of two */
     uint64_t hash_seed;
     int32_t byte_tokens[256]; /* TOKEN_NONE: none */
     int32_t bos, eos, unknown;
@@ -90,9 +91,10 @@ struct hepta_tokenizer {
     space_prefix prefix;
     bool split_spaces, collapse_spaces; /* SPM */
     bool nfc, ignore_merges;            /* BPE */
+    bool lacks_bytes;                   /* BPE: some bytes have no token, nor an unknown one */
     const pretokenizer *pre;            /* BPE */
     trie_node *trie;
-    uint32_t n_trie, trie_root[256];    /* first byte -> node */
+    uint32_t n_trie, trie_root[256]; /* first byte -> node */
 };
 
 /* Copies what it needs of `c`, which may be closed then. */
@@ -152,8 +154,9 @@ typedef struct merger {
 } merger;
 
 /* May these neighbours merge? If so their priority and what they become. */
-typedef bool (*merge_lookup)(const hepta_tokenizer *t, const uint8_t *text, const merge_symbol *left,
-                             const merge_symbol *right, uint32_t *priority, int32_t *token);
+typedef bool (*merge_lookup)(const hepta_tokenizer *t, const uint8_t *text,
+                             const merge_symbol *left, const merge_symbol *right,
+                             uint32_t *priority, int32_t *token);
 
 /* Appends a symbol to the chain of m->symbols. False when memory is short. */
 bool merger_add(merger *m, uint32_t start, uint32_t n, int32_t token);
@@ -166,10 +169,8 @@ void merger_free(merger *m);
 /* Scratch memory of one encoding. */
 typedef struct encode_work {
     merger merge;
-    uint8_t *text;       /* a normalized copy of the stretch at hand */
-    size_t text_room;
-    int32_t *code_points; /* for NFC */
-    size_t code_point_room;
+    uint8_t *text;        /* a normalized copy of the stretch at hand */
+    int32_t *code_points; /* for normal form C */
     token_list ids;
     int missing; /* 1 + a byte that no token stands for, 0: none */
 } encode_work;

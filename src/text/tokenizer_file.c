@@ -132,9 +132,9 @@ static hepta_status read_pair(vocabulary *v, sources *s, const char *directory, 
     char path[MAX_PATH];
     size_t n = find_one(directory, "merges.txt", path);
     if (n != 1) {
-        return vocabulary_error(v, n == 0 ? HEPTA_ERROR_IO : HEPTA_ERROR_ARGUMENT,
-                                "a vocabulary in JSON needs one merges.txt beside it; there are %zu",
-                                n);
+        return vocabulary_error(
+            v, n == 0 ? HEPTA_ERROR_IO : HEPTA_ERROR_ARGUMENT,
+            "a vocabulary in JSON needs one merges.txt beside it; there are %zu", n);
     }
     file_map merges;
     hepta_status status = vocab_json_read(v, root);
@@ -199,6 +199,9 @@ static hepta_status read_file(vocabulary *v, sources *s, const char *path) {
     hepta_status status = open_source(v, s, path, &file);
     if (status != HEPTA_OK) {
         return status;
+    }
+    if (file.size == 0) {
+        return vocabulary_error(v, HEPTA_ERROR_FORMAT, "a tokenizer file without a single byte");
     }
     size_t i = 0;
     while (i < file.size && i < 64 && strchr(" \t\r\n", file.data[i]) != NULL &&

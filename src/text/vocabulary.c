@@ -178,8 +178,7 @@ static hepta_status store_id(vocabulary *v, container *c, const char *key, int64
 
 static hepta_status store_ids(container *c, const char *key, const id_list *list,
                               hepta_error *err) {
-    return list->n == 0 ? HEPTA_OK
-                        : container_set_array(c, key, KV_U32, list->ids, list->n, err);
+    return list->n == 0 ? HEPTA_OK : container_set_array(c, key, KV_U32, list->ids, list->n, err);
 }
 
 static hepta_status store_setting(container *c, const char *key, setting s, hepta_error *err) {
@@ -239,8 +238,8 @@ hepta_status vocabulary_store(vocabulary *v, container *c) {
         status = container_set_array(c, "tokenizer.ggml.scores", KV_F32, v->scores, v->n, err);
     }
     if (status == HEPTA_OK && v->has_merges) {
-        status = container_set_array(c, "tokenizer.ggml.merges", KV_STRING, v->merges, v->n_merges,
-                                     err);
+        status =
+            container_set_array(c, "tokenizer.ggml.merges", KV_STRING, v->merges, v->n_merges, err);
     }
     if (status == HEPTA_OK && v->chat_template.data != NULL) {
         status = container_set_string(c, "tokenizer.chat_template", v->chat_template.data,

@@ -28,14 +28,14 @@ typedef struct vocabulary {
     const char *path; /* of the file, for messages */
     hepta_error *err;
     arena memory;
-    const char *model;       /* tokenizer.ggml.model: "llama" or "gpt2" */
-    const char *pre;         /* tokenizer.ggml.pre, or NULL */
+    const char *model;        /* tokenizer.ggml.model: "llama" or "gpt2" */
+    const char *pre;          /* tokenizer.ggml.pre, or NULL */
     const char *space_prefix; /* TOKENIZER_KEY_SPACE_PREFIX, or NULL */
-    kv_string *tokens;       /* (n); data is NULL where an id is not taken */
-    float *scores;           /* (n) */
-    int32_t *types;          /* (n), token_type */
+    kv_string *tokens;        /* (n); data is NULL where an id is not taken */
+    float *scores;            /* (n) */
+    int32_t *types;           /* (n), token_type */
     size_t n, room;
-    size_t expected;         /* tokens that the file says it has: ids may come in any order */
+    size_t expected; /* tokens that the file says it has: ids may come in any order */
     bool has_scores, has_merges;
     kv_string *merges;
     size_t n_merges, merge_room;
@@ -71,7 +71,7 @@ hepta_status vocabulary_out_of_memory(vocabulary *v);
 
 /* ---- Readers; the files' bytes stay mapped until vocabulary_store -------- */
 
-hepta_status spm_model_read(vocabulary *v, const uint8_t *data, size_t n);   /* protobuf */
+hepta_status spm_model_read(vocabulary *v, const uint8_t *data, size_t n); /* protobuf */
 hepta_status llama2c_tokenizer_read(vocabulary *v, const uint8_t *data, size_t n);
 hepta_status tiktoken_read(vocabulary *v, const uint8_t *data, size_t n);
 /* `root` stays alive until vocabulary_store; so for the others that take JSON. */
