@@ -9,6 +9,7 @@
 #include "text/utf8.h"
 
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include "text_util.h"
@@ -742,4 +743,27 @@ TEST(words_are_found_in_linear_time) {
         }
     }
     free(text);
+}
+
+/* ---- Against other implementations ------------------------------------- */
+
+/* tests/compare_tokenizers.py: the same ids as sentencepiece and Hugging Face's tokenizers */
+TEST(tokenizers_like_references) {
+    const char *python = getenv("HEPTA_PYTHON"), *build = getenv("HEPTA_BUILD");
+    if (python == NULL || build == NULL || *python == '\0') {
+        SKIP("HEPTA_PYTHON and HEPTA_BUILD are not set");
+    }
+    char data[2048], command[8192];
+    snprintf(data, sizeof data, "%s", test_need_data("tokenizers"));
+    data[strlen(data) - strlen("/tokenizers")] = '\0';
+    snprintf(command, sizeof command,
+             "'%s' tests/compare_tokenizers.py --library '%s/libhepta.so' --data '%s'", python,
+             build, data);
+    fflush(stdout);
+    int status = system(command);
+    int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    if (code == 77 || code == 126 || code == 127) {
+        SKIP("%s is missing, or has no tokenizers package, or test data is absent", python);
+    }
+    CHECK_EQ_INT(code, 0);
 }
