@@ -327,7 +327,7 @@ TEST(ref_matmul_packed) {
             packed_matrix m = random_packed(packed_rates[rate], 7, n_cols, RANDOM);
             activation x[2] = {random_activation(n_cols, RANDOM),
                                random_activation(n_cols, EXTREMES)};
-            uint8_t *scratch = guard_alloc((size_t)4 * n_cols, false);
+            uint8_t *scratch = guard_alloc(KERNELS_SCRATCH_BYTES(n_cols), false);
             float y[2][8], row[272];
             kernels_ref.matmul_packed(&m, 0, 7, x, 2, y[0], 8, scratch);
             for (uint32_t r = 0; r < 7; r++) {
@@ -360,7 +360,7 @@ TEST(ref_matmul_packed_widest) {
     int8_t *q = guard_alloc(n, false);
     memset(q, -127, n);
     activation x = {q, 1.0f, -127 * (int32_t)n};
-    uint8_t *scratch = guard_alloc((size_t)4 * n, false);
+    uint8_t *scratch = guard_alloc(KERNELS_SCRATCH_BYTES(n), false);
     float expected = (float)(128 * 127 * (int64_t)n) * bfloat_to_float(load_u16(m.scales));
     bool supported;
     const kernels *k;
@@ -526,7 +526,7 @@ TEST(tables_matmul_packed) {
             for (uint32_t t = 0; t < n_tokens; t++) {
                 x[t] = random_activation(n_cols, round % 7);
             }
-            uint8_t *scratch = guard_alloc((size_t)4 * n_cols, false);
+            uint8_t *scratch = guard_alloc(KERNELS_SCRATCH_BYTES(n_cols), false);
             float *y = guard_alloc((size_t)n_tokens * n_rows * sizeof(float), round % 2 == 0);
             float *expected = guard_alloc((size_t)n_tokens * n_rows * sizeof(float), false);
             kernels_ref.matmul_packed(&m, begin, end, x, n_tokens, expected, n_rows, scratch);

@@ -239,7 +239,8 @@ TEST(model_environment) {
 
 /* The rows of a packed tensor, rotated back, as F32. */
 static void unpack_tensor(const matrix *w, float *out) {
-    float *row = new_floats(2 * (size_t)w->packed.n_cols), *scratch = new_floats(w->packed.n_cols);
+    float *row = new_floats(2 * (size_t)w->packed.n_cols);
+    float *scratch = new_floats(2 * (size_t)w->packed.n_cols);
     for (uint32_t r = 0; r < w->n_rows; r++) {
         kernels_ref.unpack_row(&w->packed, r, row, (uint8_t *)scratch);
         kernels_ref.rotate_inverse(w->rotation, row, scratch);

@@ -18,6 +18,8 @@ enum {
     KERNELS_ATTENTION_BLOCK = 64, /* positions whose softmax is formed together */
     KERNELS_MAX_COLS = 132096     /* 128 * 127 * n_cols < 2^31, n_cols a multiple of 16 */
 };
+/* for matmul_packed and unpack_row */
+#define KERNELS_SCRATCH_BYTES(n_cols) ((size_t)8 * (n_cols))
 #define KERNELS_TINY 0x1p-100f /* a token whose largest activation is below counts as zero */
 
 /*
@@ -57,7 +59,7 @@ typedef struct kernels {
 
     /* y[t * y_stride + r] = (float)(sum_c w_rc q_tc) * row_scale_r * x_scale_t for rows
      * [row_begin, row_end) (row_begin a multiple of 4) and n_tokens tokens.
-     * scratch: at least 4 * n_cols bytes. */
+     * scratch: KERNELS_SCRATCH_BYTES(n_cols). */
     void (*matmul_packed)(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                           const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                           uint8_t *scratch);
@@ -100,6 +102,9 @@ typedef struct kernels {
 } kernels;
 
 extern const kernels kernels_ref;
+#if defined(__x86_64__)
+extern const kernels kernels_avx2, kernels_avx512;
+#endif
 
 /* Table i of this build, from plain to best, and whether this CPU runs it; NULL past the last. */
 const kernels *kernels_get(size_t i, bool *supported);

@@ -13,12 +13,26 @@ static bool cpu_any(void) {
     return true;
 }
 
+#if defined(__x86_64__)
+/* The compiler's checks include that the operating system saves the registers. */
+static bool cpu_avx512(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("gfni");
+}
+#endif
+
 /* From plain to best. */
 static const struct {
     const kernels *table;
     bool (*supported)(void);
 } tables[] = {
     {&kernels_ref, cpu_any},
+#if defined(__x86_64__)
+    {&kernels_avx512, cpu_avx512},
+#endif
 };
 
 enum { N_TABLES = sizeof tables / sizeof tables[0] };

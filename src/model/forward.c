@@ -32,11 +32,13 @@ uint32_t llama_width(const hepta_model *model) {
     return (uint32_t)round_up(width, 16);
 }
 
-/* pack_input and embed_token use 3 * width floats, matmul the first 4 * width bytes. */
+/* Enough for pack_input (2 * width floats), embed_token (2 * width floats and
+ * KERNELS_SCRATCH_BYTES) and the rest, which use less. */
 size_t llama_scratch_bytes(const hepta_model *model) {
-    size_t vectors = (size_t)3 * llama_width(model);
-    size_t heads = KERNELS_ATTENTION_BLOCK + (size_t)2 * model->info.head_dim;
-    return (size_t)round_up((vectors > heads ? vectors : heads) * sizeof(float), 64);
+    uint32_t width = llama_width(model);
+    size_t vectors = (size_t)width * 2 * sizeof(float) + KERNELS_SCRATCH_BYTES(width);
+    size_t head = (KERNELS_ATTENTION_BLOCK + (size_t)2 * model->info.head_dim) * sizeof(float);
+    return (size_t)round_up(vectors > head ? vectors : head, 64);
 }
 
 static bool next(const worker *w, int slot, size_t n, size_t *item) {

@@ -1,0 +1,483 @@
+/*
+ * float_kernels.h - the float kernels over 16 lanes, written once for every instruction set.
+ *
+ * A file such as avx2.c defines the vocabulary below and KERNEL(name), then includes this one.
+ * The order of operations is that of kernels/ref.c (docs/NUMERICS.md); a vector holds what the
+ * definition calls the 16 lanes, or 16 items that do not depend on each other.
+ *
+ *     f32x16          16 floats; u32x16 their bits
+ *     v_load, v_store, v_load_n(p, n), v_store_n(p, n, x): n < 16 items, zeros beyond
+ *     v_load_half, v_load_half_n: from binary16
+ *     v_set1, v_zero, v_add, v_sub, v_mul, v_div, v_max(a, b) = a > b ? a : b, v_min
+ *     v_sum           the tree of docs/NUMERICS.md
+ *     v_bits, v_float, u_set1, u_add, u_sub, u_and, u_max (signed), u_shift_left, u_shift_right
+ *     v_swap1, v_swap2, v_swap4, v_swap8: lane l from lane l ^ 1, 2, 4, 8
+ *     v_negate(x); v_flip1, v_flip2, v_flip4, v_flip8: the same in lanes that have this bit set
+ *     v_narrow(p, n, u): the low bytes of n <= 16 lanes of u to memory
+ */
+#ifndef KERNELS_FLOAT_KERNELS_H
+#define KERNELS_FLOAT_KERNELS_H
+
+#include <assert.h>
+#include <math.h>
+
+/* ---- Reductions -------------------------------------------------------- */
+
+static inline f32x16 dot_lanes(const float *a, const float *b, size_t n) {
+    f32x16 lanes = v_zero();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        lanes = v_add(lanes, v_mul(v_load(a + i), v_load(b + i)));
+    }
+    if (i < n) {
+        uint32_t rest = (uint32_t)(n - i);
+        lanes = v_add(lanes, v_mul(v_load_n(a + i, rest), v_load_n(b + i, rest)));
+    }
+    return lanes;
+}
+
+/* ---- F32 matrices ------------------------------------------------------ */
+
+/* R rows times T tokens, R * T sums in registers. */
+#define MATMUL_BLOCK(R, T)                                                                         \
+    static inline void matmul_block_##R##x##T(const float *w, uint32_t n, const float *x,          \
+                                              size_t x_stride, float *y, size_t y_stride) {        \
+        f32x16 sum[R][T];                                                                          \
+        for (int r = 0; r < R; r++) {                                                              \
+            for (int t = 0; t < T; t++) {                                                          \
+                sum[r][t] = v_zero();                                                              \
+            }                                                                                      \
+        }                                                                                          \
+        for (uint32_t i = 0; i < n; i += 16) {                                                     \
+            f32x16 b[T];                                                                           \
+            bool whole = n - i >= 16;                                                              \
+            for (int t = 0; t < T; t++) {                                                          \
+                const float *p = x + (size_t)t * x_stride + i;                                     \
+                b[t] = whole ? v_load(p) : v_load_n(p, n - i);                                     \
+            }                                                                                      \
+            for (int r = 0; r < R; r++) {                                                          \
+                const float *p = w + (size_t)r * n + i;                                            \
+                f32x16 a = whole ? v_load(p) : v_load_n(p, n - i);                                 \
+                for (int t = 0; t < T; t++) {                                                      \
+                    sum[r][t] = v_add(sum[r][t], v_mul(a, b[t]));                                  \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+        for (int r = 0; r < R; r++) {                                                              \
+            for (int t = 0; t < T; t++) {                                                          \
+                y[(size_t)t * y_stride + (size_t)r] = v_sum(sum[r][t]);                            \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+MATMUL_BLOCK(4, 1)
+MATMUL_BLOCK(1, 1)
+#if FLOAT_KERNELS_BLOCK == 4
+MATMUL_BLOCK(4, 4)
+MATMUL_BLOCK(1, 4)
+#define FLOAT_BLOCK(name) matmul_block_##name##x4
+#else
+MATMUL_BLOCK(4, 2)
+MATMUL_BLOCK(1, 2)
+#define FLOAT_BLOCK(name) matmul_block_##name##x2
+#endif
+
+static void KERNEL(matmul_f32)(const float *w, uint32_t n_rows, uint32_t n_cols, const float *x,
+                               size_t x_stride, uint32_t n_tokens, float *y, size_t y_stride) {
+    const uint32_t n = n_cols;
+    for (uint32_t r = 0; r < n_rows;) {
+        const uint32_t rows = n_rows - r >= 4 ? 4 : 1;
+        const float *w_rows = w + (size_t)r * n;
+        uint32_t t = 0;
+        for (; n_tokens - t >= FLOAT_KERNELS_BLOCK; t += FLOAT_KERNELS_BLOCK) {
+            (rows == 4 ? FLOAT_BLOCK(4) : FLOAT_BLOCK(1))(w_rows, n, x + t * x_stride, x_stride,
+                                                          y + t * y_stride + r, y_stride);
+        }
+        for (; t < n_tokens; t++) {
+            (rows == 4 ? matmul_block_4x1 : matmul_block_1x1)(w_rows, n, x + t * x_stride, x_stride,
+                                                              y + t * y_stride + r, y_stride);
+        }
+        r += rows;
+    }
+}
+
+static void KERNEL(row_to_f32)(uint32_t type, const uint8_t *src, uint32_t n, float *dst) {
+    if (type != TENSOR_F16) {
+        kernels_ref.row_to_f32(type, src, n, dst); /* plain copies and shifts */
+        return;
+    }
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v_store(dst + i, v_load_half(src + (size_t)2 * i));
+    }
+    if (i < n) {
+        v_store_n(dst + i, n - i, v_load_half_n(src + (size_t)2 * i, n - i));
+    }
+}
+
+/* ---- Activations of packed matrices ------------------------------------ */
+
+static void KERNEL(quantize_activation)(const float *x, uint32_t n, int8_t *q, float *scale,
+                                        int32_t *sum) {
+    const u32x16 magnitude = u_set1(0x7fffffffu);
+    u32x16 max = u_set1(0);
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        max = u_max(max, u_and(v_bits(v_load(x + i)), magnitude));
+    }
+    if (i < n) {
+        max = u_max(max, u_and(v_bits(v_load_n(x + i, n - i)), magnitude));
+    }
+    uint32_t lanes[16], amax_bits = 0;
+    memcpy(lanes, &max, sizeof lanes);
+    for (int l = 0; l < 16; l++) {
+        amax_bits = lanes[l] > amax_bits ? lanes[l] : amax_bits;
+    }
+    float amax = math_from_bits_f32(amax_bits);
+    if (!(amax >= KERNELS_TINY && amax <= FLT_MAX)) {
+        memset(q, 0, n);
+        *sum = 0;
+        *scale = amax < KERNELS_TINY ? 0.0f : math_from_bits_f32(MATH_NAN_BITS);
+        return;
+    }
+    const f32x16 inverse = v_set1(127.0f / amax), round = v_set1(MATH_ROUND_F32);
+    u32x16 total = u_set1(0);
+    for (i = 0; i < n; i += 16) {
+        uint32_t count = n - i < 16 ? n - i : 16;
+        f32x16 items = count == 16 ? v_load(x + i) : v_load_n(x + i, count);
+        u32x16 v = u_sub(v_bits(v_add(v_mul(items, inverse), round)), v_bits(round));
+        v_narrow(q + i, count, v);
+        total = u_add(total, v); /* lanes past the end hold 0 */
+    }
+    memcpy(lanes, &total, sizeof lanes);
+    uint32_t all = 0;
+    for (int l = 0; l < 16; l++) {
+        all += lanes[l];
+    }
+    *scale = amax / 127.0f;
+    *sum = (int32_t)all;
+}
+
+/* ---- Elementwise ------------------------------------------------------- */
+
+static inline f32x16 v_exp(f32x16 x) {
+    const f32x16 round = v_set1(MATH_ROUND_F32);
+    x = v_max(v_set1(MATH_EXP_MIN), x);
+    x = v_min(v_set1(MATH_EXP_MAX), x);
+    f32x16 z = v_add(v_mul(x, v_set1(MATH_EXP_LOG2E)), round);
+    f32x16 k = v_sub(z, round);
+    f32x16 r =
+        v_sub(v_sub(x, v_mul(k, v_set1(MATH_EXP_LN2_HI))), v_mul(k, v_set1(MATH_EXP_LN2_LO)));
+    f32x16 p = v_add(v_mul(v_set1(MATH_EXP_C6), r), v_set1(MATH_EXP_C5));
+    p = v_add(v_mul(p, r), v_set1(MATH_EXP_C4));
+    p = v_add(v_mul(p, r), v_set1(MATH_EXP_C3));
+    p = v_add(v_mul(p, r), v_set1(MATH_EXP_C2));
+    p = v_add(v_add(v_mul(p, v_mul(r, r)), r), v_set1(1.0f));
+    u32x16 biased = u_add(u_sub(v_bits(z), v_bits(round)), u_set1(256));
+    u32x16 half = u_shift_right(biased, 1), one = u_set1(1);
+    u32x16 s1 = u_shift_left(u_sub(u_sub(biased, half), one), 23);
+    u32x16 s2 = u_shift_left(u_sub(half, one), 23);
+    return v_mul(v_mul(p, v_float(s1)), v_float(s2));
+}
+
+static void KERNEL(rmsnorm)(const float *x, const float *gain, uint32_t n, float eps, float *y) {
+    float mean = v_sum(dot_lanes(x, x, n)) / (float)n;
+    const f32x16 r = v_set1(1.0f / sqrtf(mean + eps));
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v_store(y + i, v_mul(v_mul(v_load(x + i), r), v_load(gain + i)));
+    }
+    if (i < n) {
+        f32x16 last = v_mul(v_mul(v_load_n(x + i, n - i), r), v_load_n(gain + i, n - i));
+        v_store_n(y + i, n - i, last);
+    }
+}
+
+static inline f32x16 swiglu_lanes(f32x16 g, f32x16 u) {
+    f32x16 denominator = v_add(v_set1(1.0f), v_exp(v_negate(g)));
+    return v_mul(v_div(g, denominator), u);
+}
+
+static void KERNEL(swiglu)(float *gate, const float *up, uint32_t n) {
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v_store(gate + i, swiglu_lanes(v_load(gate + i), v_load(up + i)));
+    }
+    if (i < n) {
+        f32x16 last = swiglu_lanes(v_load_n(gate + i, n - i), v_load_n(up + i, n - i));
+        v_store_n(gate + i, n - i, last);
+    }
+}
+
+static void KERNEL(add)(float *x, const float *y, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] += y[i];
+    }
+}
+
+static void KERNEL(rope)(float *x, uint32_t n_rot, bool interleaved, const float *cosine,
+                         const float *sine) {
+    kernels_ref.rope(x, n_rot, interleaved, cosine, sine);
+}
+
+static void KERNEL(unpack_row)(const packed_matrix *w, uint32_t row, float *y, uint8_t *scratch) {
+    kernels_ref.unpack_row(w, row, y, scratch);
+}
+
+/* ---- Attention --------------------------------------------------------- */
+
+/* 16 items of a cache row from d on; n < 16 items unless `whole`. */
+static inline f32x16 load_cache(const uint8_t *row, size_t d, bool f16, bool whole, uint32_t n) {
+    if (f16) {
+        const uint8_t *p = row + 2 * d;
+        return whole ? v_load_half(p) : v_load_half_n(p, n);
+    }
+    const float *p = (const float *)(const void *)row + d;
+    return whole ? v_load(p) : v_load_n(p, n);
+}
+
+static inline float attention_dot(const float *q, const uint8_t *k, bool f16, uint32_t head_dim) {
+    f32x16 lanes = v_zero();
+    uint32_t d = 0;
+    for (; d + 16 <= head_dim; d += 16) {
+        lanes = v_add(lanes, v_mul(v_load(q + d), load_cache(k, d, f16, true, 16)));
+    }
+    if (d < head_dim) {
+        uint32_t n = head_dim - d;
+        lanes = v_add(lanes, v_mul(v_load_n(q + d, n), load_cache(k, d, f16, false, n)));
+    }
+    return v_sum(lanes);
+}
+
+/* out[d ..] = sum_j p_j v_jd, j in order, for four vectors or one, the latter of n <= 16 items. */
+static inline void attention_values4(const float *p, const uint8_t *v, size_t row_bytes, bool f16,
+                                     uint32_t n_pos, uint32_t d, float *out) {
+    f32x16 sum0 = v_zero(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+    for (uint32_t j = 0; j < n_pos; j++, v += row_bytes) {
+        const f32x16 weight = v_set1(p[j]);
+        sum0 = v_add(sum0, v_mul(weight, load_cache(v, d, f16, true, 16)));
+        sum1 = v_add(sum1, v_mul(weight, load_cache(v, d + 16, f16, true, 16)));
+        sum2 = v_add(sum2, v_mul(weight, load_cache(v, d + 32, f16, true, 16)));
+        sum3 = v_add(sum3, v_mul(weight, load_cache(v, d + 48, f16, true, 16)));
+    }
+    v_store(out + d, sum0);
+    v_store(out + d + 16, sum1);
+    v_store(out + d + 32, sum2);
+    v_store(out + d + 48, sum3);
+}
+
+static inline void attention_values1(const float *p, const uint8_t *v, size_t row_bytes, bool f16,
+                                     uint32_t n_pos, uint32_t d, uint32_t n, float *out) {
+    f32x16 sum = v_zero();
+    for (uint32_t j = 0; j < n_pos; j++, v += row_bytes) {
+        sum = v_add(sum, v_mul(v_set1(p[j]), load_cache(v, d, f16, n >= 16, n)));
+    }
+    if (n >= 16) {
+        v_store(out + d, sum);
+    } else {
+        v_store_n(out + d, n, sum);
+    }
+}
+
+static inline void attention_block(const float *q, const uint8_t *k, const uint8_t *v,
+                                   size_t row_bytes, bool f16, uint32_t n, uint32_t head_dim,
+                                   float scale, float *max, float *sum, float *out, float *score) {
+    float block_max = -INFINITY;
+    for (uint32_t j = 0; j < n; j++) {
+        score[j] = attention_dot(q, k + j * row_bytes, f16, head_dim) * scale;
+        block_max = score[j] > block_max ? score[j] : block_max;
+    }
+    const f32x16 shift = v_set1(block_max);
+    f32x16 lanes = v_zero();
+    uint32_t j = 0;
+    for (; j + 16 <= n; j += 16) {
+        f32x16 p = v_exp(v_sub(v_load(score + j), shift));
+        lanes = v_add(lanes, p);
+        v_store(score + j, p);
+    }
+    if (j < n) {
+        /* Lanes past the end must add nothing: they pass through memory that is cut there. */
+        v_store_n(score + j, n - j, v_exp(v_sub(v_load_n(score + j, n - j), shift)));
+        lanes = v_add(lanes, v_load_n(score + j, n - j));
+    }
+    *max = block_max;
+    *sum = v_sum(lanes);
+    uint32_t d = 0;
+    for (; head_dim - d >= 64; d += 64) {
+        attention_values4(score, v, row_bytes, f16, n, d, out);
+    }
+    for (; d < head_dim; d += 16) {
+        attention_values1(score, v, row_bytes, f16, n, d, head_dim - d, out);
+    }
+}
+
+static inline void attention_any(const float *q, const uint8_t *k, const uint8_t *v,
+                                 size_t row_bytes, bool f16, uint32_t n_pos, uint32_t head_dim,
+                                 float scale, float *out, float *scratch) {
+    float *block_out = scratch + KERNELS_ATTENTION_BLOCK;
+    float max, sum;
+    uint32_t n = n_pos < KERNELS_ATTENTION_BLOCK ? n_pos : KERNELS_ATTENTION_BLOCK;
+    attention_block(q, k, v, row_bytes, f16, n, head_dim, scale, &max, &sum, out, scratch);
+    for (uint32_t begin = n; begin < n_pos; begin += n) {
+        n = n_pos - begin < KERNELS_ATTENTION_BLOCK ? n_pos - begin : KERNELS_ATTENTION_BLOCK;
+        float block_max, block_sum;
+        attention_block(q, k + begin * row_bytes, v + begin * row_bytes, row_bytes, f16, n,
+                        head_dim, scale, &block_max, &block_sum, block_out, scratch);
+        float new_max = block_max > max ? block_max : max;
+        float keep = math_exp_f32(max - new_max), join = math_exp_f32(block_max - new_max);
+        max = new_max;
+        sum = sum * keep + block_sum * join;
+        for (uint32_t d = 0; d < head_dim; d++) {
+            out[d] = out[d] * keep + block_out[d] * join;
+        }
+    }
+    float inverse = 1.0f / sum;
+    for (uint32_t d = 0; d < head_dim; d++) {
+        out[d] *= inverse;
+    }
+}
+
+static void KERNEL(attention)(const float *q, const void *k, const void *v, size_t stride, bool f16,
+                              uint32_t n_pos, uint32_t head_dim, float scale, float *out,
+                              float *scratch) {
+    if (f16) {
+        attention_any(q, k, v, 2 * stride, true, n_pos, head_dim, scale, out, scratch);
+    } else {
+        attention_any(q, k, v, 4 * stride, false, n_pos, head_dim, scale, out, scratch);
+    }
+}
+
+/* ---- Rotation ---------------------------------------------------------- */
+
+/* The butterflies of distance 1, 2, 4, 8 that lie within a vector: (a, b) -> (a + b, a - b). */
+static inline f32x16 hadamard_lanes(f32x16 x, uint32_t pow2) {
+    if (pow2 > 1) {
+        x = v_add(v_swap1(x), v_flip1(x));
+    }
+    if (pow2 > 2) {
+        x = v_add(v_swap2(x), v_flip2(x));
+    }
+    if (pow2 > 4) {
+        x = v_add(v_swap4(x), v_flip4(x));
+    }
+    if (pow2 > 8) {
+        x = v_add(v_swap8(x), v_flip8(x));
+    }
+    return x;
+}
+
+static inline void butterfly(float *x, uint32_t h) {
+    f32x16 a = v_load(x), b = v_load(x + h);
+    v_store(x, v_add(a, b));
+    v_store(x + h, v_sub(a, b));
+}
+
+/* Two steps of the transform at once: distances h and 2h. */
+static inline void butterfly_twice(float *x, uint32_t h) {
+    f32x16 a = v_load(x), b = v_load(x + h), c = v_load(x + 2 * h), d = v_load(x + 3 * h);
+    f32x16 e = v_add(a, b), f = v_sub(a, b), g = v_add(c, d), k = v_sub(c, d);
+    v_store(x, v_add(e, g));
+    v_store(x + h, v_add(f, k));
+    v_store(x + 2 * h, v_sub(e, g));
+    v_store(x + 3 * h, v_sub(f, k));
+}
+
+static void hadamard(const rotation *r, float *x) {
+    uint32_t i = 0;
+    for (; i + 16 <= r->n; i += 16) {
+        v_store(x + i, hadamard_lanes(v_load(x + i), r->pow2));
+    }
+    if (i < r->n) {
+        v_store_n(x + i, r->n - i, hadamard_lanes(v_load_n(x + i, r->n - i), r->pow2));
+    }
+    uint32_t h = 16;
+    for (; 4 * h <= r->pow2; h *= 4) {
+        for (i = 0; i < r->n; i += 4 * h) {
+            for (uint32_t j = i; j < i + h; j += 16) {
+                butterfly_twice(x + j, h);
+            }
+        }
+    }
+    if (h < r->pow2) {
+        for (i = 0; i < r->n; i += 2 * h) {
+            for (uint32_t j = i; j < i + h; j += 16) {
+                butterfly(x + j, h);
+            }
+        }
+    }
+}
+
+/* Outputs c .. c + rows - 1 of the Hartley step, 16 columns from b on. */
+static inline void hartley_block(const rotation *r, const float *x, uint32_t c, uint32_t b,
+                                 int rows, float *out) {
+    f32x16 sum[8];
+    for (int i = 0; i < rows; i++) {
+        sum[i] = v_zero();
+    }
+    for (uint32_t a = 0; a < r->m; a++) {
+        const float *h = r->hartley + (size_t)a * r->m + c;
+        f32x16 in = v_load(x + (size_t)a * r->pow2 + b);
+        for (int i = 0; i < rows; i++) {
+            sum[i] = v_add(sum[i], v_mul(v_set1(h[i]), in));
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        v_store(out + (size_t)(c + (uint32_t)i) * r->pow2 + b, sum[i]);
+    }
+}
+
+static void hartley(const rotation *r, const float *x, float *out) {
+    for (uint32_t b = 0; b < r->pow2; b += 16) {
+        uint32_t c = 0;
+        for (; r->m - c >= 8; c += 8) {
+            hartley_block(r, x, c, b, 8, out);
+        }
+        for (; r->m - c >= 2; c += 2) {
+            hartley_block(r, x, c, b, 2, out);
+        }
+        hartley_block(r, x, c, b, 1, out); /* m is odd */
+    }
+}
+
+static void rotate_core(const rotation *r, float *x, float *scratch) {
+    hadamard(r, x);
+    for (uint32_t i = 0; i < r->n; i++) {
+        x[i] *= r->hadamard_scale;
+    }
+    if (r->m == 1) {
+        return;
+    }
+    if (r->pow2 >= 16) {
+        hartley(r, x, scratch);
+    } else { /* odd widths of small models */
+        memset(scratch, 0, r->n * sizeof *scratch);
+        for (uint32_t a = 0; a < r->m; a++) {
+            const float *in = x + (size_t)a * r->pow2, *h = r->hartley + (size_t)a * r->m;
+            for (uint32_t c = 0; c < r->m; c++) {
+                for (uint32_t b = 0; b < r->pow2; b++) {
+                    scratch[(size_t)c * r->pow2 + b] += h[c] * in[b];
+                }
+            }
+        }
+    }
+    memcpy(x, scratch, r->n * sizeof *x);
+}
+
+static void KERNEL(rotate)(const rotation *r, float *x, float *scratch) {
+    for (uint32_t i = 0; i < r->n; i++) {
+        x[i] *= r->signs[i];
+    }
+    rotate_core(r, x, scratch);
+    for (uint32_t i = r->n; i < r->n_padded; i++) {
+        x[i] = 0.0f;
+    }
+}
+
+static void KERNEL(rotate_inverse)(const rotation *r, float *x, float *scratch) {
+    rotate_core(r, x, scratch);
+    for (uint32_t i = 0; i < r->n; i++) {
+        x[i] *= r->signs[i];
+    }
+}
+
+#endif
