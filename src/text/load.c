@@ -169,7 +169,7 @@ static hepta_status load_tokens(loader *l, const kv *strings) {
     for (uint32_t i = 0; i < t->n_tokens; i++) {
         kv_string s = kv_item_string(strings, i);
         int64_t type = types != NULL ? kv_item_i64(types, i) : guess_type(t, i, s);
-        if (type < TOKEN_NORMAL || type > TOKEN_BYTE || s.n > UINT32_MAX / 4) {
+        if (type < TOKEN_NORMAL || type > TOKEN_BYTE) {
             return error_set(l->err, HEPTA_ERROR_FORMAT,
                              "%s: token %" PRIu32 " (\"%.*s\") has type %" PRId64
                              "; expected 1 to 6",
@@ -179,6 +179,11 @@ static hepta_status load_tokens(loader *l, const kv *strings) {
             return error_set(l->err, HEPTA_ERROR_FORMAT,
                              "%s: byte token %" PRIu32 " is \"%.*s\"; expected <0x00> to <0xFF>",
                              l->c->path, i, SHOWN(s));
+        }
+        if (s.n > TOKENIZER_MAX_TOKEN) {
+            return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
+                             "%s: token %" PRIu32 " has %" PRIu64 " bytes; at most %d", l->c->path,
+                             i, s.n, TOKENIZER_MAX_TOKEN);
         }
         size_t n = decode_token(t->kind, (token_type)type, s, bytes);
         t->tokens[i] = (token_info){.text = bytes, .n = (uint32_t)n, .type = (uint8_t)type};
@@ -568,7 +573,7 @@ static hepta_status load(loader *l) {
     }
     if (strings == NULL) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                         "%s comes without a tokenizer; name a tokenizer file", l->c->path);
+                         "%s comes without a tokenizer; name one (--tokenizer FILE)", l->c->path);
     }
     if (strings->n_items == 0 || strings->n_items > TOKENIZER_MAX_TOKENS) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,

@@ -19,15 +19,19 @@
 #include "format/container.h"
 #include "text/pretokenize.h"
 
-/* What a tokenizer.json can ask for and GGUF cannot say. */
-#define TOKENIZER_KEY_SPACE_PREFIX "tokenizer.hepta.space_prefix"   /* string, space_prefix below */
-#define TOKENIZER_KEY_SPLIT_SPACES "tokenizer.hepta.split_spaces"   /* bool: no merge into a space \
-                                                                     */
-#define TOKENIZER_KEY_NFC "tokenizer.hepta.nfc"                     /* bool: normalize to NFC */
-#define TOKENIZER_KEY_IGNORE_MERGES "tokenizer.hepta.ignore_merges" /* bool: whole words first */
-#define TOKENIZER_KEY_STRIP_LEFT "tokenizer.hepta.strip_left"   /* ids that take spaces before */
-#define TOKENIZER_KEY_STRIP_RIGHT "tokenizer.hepta.strip_right" /* ids that take spaces after */
-#define TOKENIZER_KEY_END_IDS "tokenizer.hepta.end_token_ids"   /* ids that end a text */
+/*
+ * What a tokenizer.json can ask for and GGUF cannot say: where the space goes (a string, see
+ * space_prefix), whether no merge crosses into a space, normal form C, words that are tokens taken
+ * whole (booleans); tokens that swallow white space before or after them, and those that end a text
+ * (arrays of ids).
+ */
+#define TOKENIZER_KEY_SPACE_PREFIX "tokenizer.hepta.space_prefix"
+#define TOKENIZER_KEY_SPLIT_SPACES "tokenizer.hepta.split_spaces"
+#define TOKENIZER_KEY_NFC "tokenizer.hepta.nfc"
+#define TOKENIZER_KEY_IGNORE_MERGES "tokenizer.hepta.ignore_merges"
+#define TOKENIZER_KEY_STRIP_LEFT "tokenizer.hepta.strip_left"
+#define TOKENIZER_KEY_STRIP_RIGHT "tokenizer.hepta.strip_right"
+#define TOKENIZER_KEY_END_IDS "tokenizer.hepta.end_token_ids"
 
 /* GGUF's token types, with GGUF's numbers (which are SentencePiece's). */
 typedef enum token_type {
@@ -39,7 +43,11 @@ typedef enum token_type {
     TOKEN_BYTE /* SentencePiece byte fallback: <0x0A> */
 } token_type;
 
-enum { TOKEN_NONE = -1, TOKENIZER_MAX_TOKENS = 1 << 24 };
+enum {
+    TOKEN_NONE = -1,
+    TOKENIZER_MAX_TOKENS = 1 << 24,
+    TOKENIZER_MAX_TOKEN = 65535 /* bytes of one */
+};
 
 typedef struct token_info {
     const uint8_t *text; /* the bytes as they stand in running text */

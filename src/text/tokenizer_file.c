@@ -113,7 +113,7 @@ static size_t find_one(const char *directory, const char *end, char out[MAX_PATH
 /* tokenizer_config.json and generation_config.json of a directory. */
 static hepta_status read_configs(vocabulary *v, sources *s, const char *directory) {
     char path[MAX_PATH];
-    json_t *root;
+    json_t *root = NULL;
     hepta_status status = HEPTA_OK;
     if (join(path, directory, "tokenizer_config.json") &&
         (status = open_json(v, s, path, &root)) == HEPTA_OK && root != NULL) {
@@ -157,7 +157,7 @@ static hepta_status read_pair(vocabulary *v, sources *s, const char *directory, 
 
 static hepta_status read_json(vocabulary *v, sources *s, const char *path, file_map file) {
     char directory[MAX_PATH];
-    json_t *root;
+    json_t *root = NULL;
     if (!parent(directory, path)) {
         return vocabulary_error(v, HEPTA_ERROR_ARGUMENT, "the path is too long");
     }
