@@ -183,7 +183,7 @@ TEST(base_files_that_cannot_be_opened) {
 
 TEST(base_errors_are_one_line) {
     hepta_error err;
-    error_set(&err, HEPTA_ERROR_FORMAT, "a\nb\x1b[2J%s", "c");
+    error_fill(&err, HEPTA_ERROR_FORMAT, "a\nb\x1b[2J%s", "c");
     CHECK_EQ_STR(err.message, "a?b?[2Jc");
     for (int s = 0; s <= HEPTA_ERROR_INTERRUPTED; s++) {
         CHECK(strcmp(hepta_status_name((hepta_status)s), "unknown status") != 0);

@@ -358,7 +358,7 @@ static void write_safetensors(const char *path, const hf_tensor *t, int first, i
                               2);
             }
         }
-        char entry[512], shape[32];
+        char entry[2560], shape[32];
         if (t[k].rows == 0) {
             snprintf(shape, sizeof shape, "[%d]", t[k].cols);
         } else {

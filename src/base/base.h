@@ -10,8 +10,12 @@
 
 /* ---- Errors ------------------------------------------------------------ */
 
-/* Fills `err` (may be NULL) with a printf-style message and returns `status`. */
-hepta_status error_set(hepta_error *err, hepta_status status, const char *format, ...)
+/*
+ * error_set(err, status, format, ...) fills `err` (may be NULL) with a printf-style message and is
+ * worth `status`; a macro, so that compilers see that the call they return from has failed.
+ */
+#define error_set(err, status, ...) (error_fill(err, status, __VA_ARGS__), (status))
+void error_fill(hepta_error *err, hepta_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 /* ---- Memory ------------------------------------------------------------ */

@@ -33,7 +33,7 @@ const char *hepta_status_name(hepta_status status) {
     return "unknown status";
 }
 
-hepta_status error_set(hepta_error *err, hepta_status status, const char *format, ...) {
+void error_fill(hepta_error *err, hepta_status status, const char *format, ...) {
     if (err != NULL) {
         err->status = status;
         va_list args;
@@ -46,5 +46,4 @@ hepta_status error_set(hepta_error *err, hepta_status status, const char *format
             }
         }
     }
-    return status;
 }
