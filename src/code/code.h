@@ -6,7 +6,7 @@
  * the row):
  *
  *     h_k = XOR of column[k & 1][j] over the set bits j of the window    (GF(2)-linear)
- *     v_k = value[h_k]                                                    0..127
+ *     v_k = high[h_k >> 4] + low[h_k & 15]                                0..127
  *     weight = scale_row * (v_k - 64)
  *
  * Invariant: decoding is a pure function of those 16 bits, so any block can be decoded on its
@@ -19,19 +19,21 @@
 #include "hepta.h"
 
 enum {
-    CODE_BLOCK = 16,    /* weights per block: half_bits bytes of one row */
-    CODE_CENTRE = 64,   /* the value that stands for weight 0 */
-    CODE_WINDOW = 16,   /* bits that decide one value */
-    CODE_MIN_RATE = 4,  /* half bits per weight */
+    CODE_BLOCK = 16,   /* weights per block: half_bits bytes of one row */
+    CODE_CENTRE = 64,  /* the value that stands for weight 0 */
+    CODE_WINDOW = 16,  /* bits that decide one value */
+    CODE_MIN_RATE = 4, /* half bits per weight */
     CODE_MAX_RATE = 8
 };
 
 struct code_table {
-    int half_bits;           /* 4..8: twice the bits per weight */
-    int width[2];            /* bits owned by even and odd weights */
-    uint8_t column[2][16];   /* hash of window bit 0 (oldest) .. 15 (newest), even and odd weights */
-    uint8_t value[256];      /* v = value[hash], 0..127 */
-    float unit;              /* standard deviation of v over Gaussian weights: scale = sigma / unit */
+    int half_bits;         /* 4..8: twice the bits per weight */
+    int width[2];          /* bits owned by even and odd weights */
+    uint8_t column[2][16]; /* hash of window bit 0 (oldest) .. 15 (newest), even and odd weights */
+    uint8_t high[16];      /* v = high[hash >> 4] + low[hash & 15], 0..127 */
+    uint8_t low[16];
+    uint8_t value[256]; /* the same as one table: v = value[hash] */
+    float unit; /* v units per standard deviation of Gaussian weights: scale = sigma / unit */
 };
 
 /* The table of a rate, NULL if half_bits is not in 4..8. */

@@ -39,7 +39,7 @@ enum {
     BACK_WORDS = 1 << 14,   /* of one weight, all lanes */
     KEEP = 16,              /* squared errors at the rate's bound, see prune() */
     PATHS_MAX = STATES_MAX, /* followed by prune() */
-    PARENTS = 1 << 16,      /* paths times weights there; about 4,000 are used */
+    PARENTS = 1 << 16,      /* paths times weights there; some thousands are used */
     UNREACHED = 1 << 30,
     FRACTION = 64,    /* fixed-point steps per unit of v */
     ERROR_UNIT = 256, /* the cost of a squared error of one unit of v */
@@ -255,26 +255,37 @@ static unsigned trace_back(encoder *e, const struct code_table *t, unsigned stat
 }
 
 /*
- * Makes lane l keep its word: of the states before weight `end`, those whose best path does not
- * lead through state `decided` before weight `stop` become unreached. Walks all paths back
- * together; they merge fast, so this costs about twice the number of states.
+ * Makes lane l keep its word: states before weight `end` whose best path does not lead through
+ * state `decided` before weight `stop` become unreached. So do states whose cost exceeds the
+ * best one by KEEP squared errors or more: the best path of a whole row hardly ever runs
+ * through one, and without them there are few paths to walk back. They merge fast; should
+ * they not, the best path alone is kept.
  */
 static void prune(encoder *e, const struct code_table *t, int32_t *cost, unsigned best, size_t l,
                   unsigned decided, size_t stop, size_t end) {
     const unsigned states = state_count(t, end);
-    size_t level_end[LOOK_AHEAD + 1]; /* in e->parent */
-    unsigned count = states, used = 0, levels = 0;
-    for (unsigned i = 0; i < states; i++) {
-        e->front[i] = (uint16_t)i;
+    const int32_t base = cost[best * LANES + l] & ~15;
+    const int32_t limit =
+        base + (int32_t)(t->unit * t->unit * (float)(KEEP * ERROR_UNIT / (1 << t->half_bits)));
+    unsigned kept = 0;
+    for (unsigned s = 0; s < states; s++) {
+        if (cost[s * LANES + l] < limit) {
+            e->kept[kept] = (uint16_t)s;
+            e->front[kept++] = (uint16_t)s;
+            cost[s * LANES + l] -= base;
+        } else {
+            cost[s * LANES + l] = UNREACHED;
+        }
     }
+    size_t level_end[LOOK_AHEAD]; /* in e->parent */
+    unsigned count = kept, used = 0, levels = 0;
     bool fits = true;
     for (size_t k = end; k-- > stop && fits;) {
-        fits = used + count <= PARENTS;
         unsigned next = 0;
-        for (unsigned i = 0; i < count && fits; i++) {
+        for (unsigned i = 0; i < count; i++) {
             const unsigned s = step_back(e, t, k, e->front[i], l);
             if (e->slot[s] == 0) {
-                e->front[next++] = (uint16_t)s; /* next <= i: read already */
+                e->front[next++] = (uint16_t)s; /* next <= i + 1: read already */
                 e->slot[s] = (uint16_t)next;
             }
             e->parent[used++] = (uint16_t)(e->slot[s] - 1);
@@ -284,21 +295,22 @@ static void prune(encoder *e, const struct code_table *t, int32_t *cost, unsigne
         }
         level_end[levels++] = used;
         count = next;
+        fits = used + count <= PARENTS;
     }
-    /* good[i]: element i of the level leads through `decided`; from the oldest level up. */
+    /* good[i]: path i of the level leads through `decided`; from the oldest level up. */
     for (unsigned i = 0; i < count; i++) {
-        e->good[i] = e->front[i] == decided;
+        e->good[i] = fits && e->front[i] == decided;
     }
-    while (levels-- > 0 && fits) {
+    while (levels-- > 0) {
         const size_t first = levels == 0 ? 0 : level_end[levels - 1];
         for (size_t i = level_end[levels]; i-- > first;) {
-            e->good[i - first] = e->good[e->parent[i]]; /* parent <= i - first */
+            e->good[i - first] = e->good[e->parent[i]]; /* parent[i] <= i - first */
         }
     }
-    const int32_t base = cost[best * LANES + l] & ~15;
-    for (unsigned s = 0; s < states; s++) {
-        const bool keep = fits ? e->good[s] != 0 : s == best;
-        cost[s * LANES + l] = keep ? cost[s * LANES + l] - base : UNREACHED;
+    for (unsigned i = 0; i < kept; i++) {
+        if (!e->good[i] && e->kept[i] != best) {
+            cost[e->kept[i] * LANES + l] = UNREACHED;
+        }
     }
 }
 
