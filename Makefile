@@ -38,7 +38,7 @@ ifdef ENGINE_ONLY
 FLAGS += -DHEPTA_ENGINE_ONLY
 else
 MODULES += text
-PACKAGES := jansson libpcre2-8 libutf8proc
+PACKAGES := jansson libutf8proc
 ifneq ($(shell pkg-config --exists $(PACKAGES) 2>/dev/null && echo yes),yes)
 ifneq ($(filter-out demo test deps clean check ci,$(or $(MAKECMDGOALS),all)),)
 $(error Missing libraries: $(PACKAGES). Run scripts/deps, or build the engine alone with `make engine`)

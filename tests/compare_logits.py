@@ -84,7 +84,7 @@ def load_llama2c(path):
 
 def load_reference(path):
     if os.path.isdir(path):
-        return transformers.LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return transformers.LlamaForCausalLM.from_pretrained(path).float()
     return load_llama2c(path)
 
 

@@ -2,7 +2,7 @@
  * perplexity.c - hepta perplexity: how well a model predicts a text.
  *
  * Protocol: the whole text is encoded once, without BOS. Windows of `ctx` positions start every
- * `stride` tokens; where the tokenizer has BOS, each window begins with it (and holds ctx - 1
+ * `stride` tokens; where the model expects BOS, each window begins with it (and holds ctx - 1
  * tokens of the text). Every token is scored exactly once, in the first window that holds it, so
  * that all but the first `stride` are predicted from at least ctx - stride - 1 tokens before them.
  * perplexity = exp(mean of -ln p); its error bar is one standard error of that mean.
@@ -172,7 +172,13 @@ static int measure(settings *o) {
     if (o->limit > 0 && n_tokens > o->limit) {
         n_tokens = o->limit;
     }
-    int32_t bos = hepta_tokenizer_bos(tokenizer);
+    int32_t bos = -1;
+    size_t n_bos = 0;
+    if (hepta_tokenizer_encode(tokenizer, "", 0, HEPTA_ENCODE_BOS, &bos, 1, &n_bos, &err) !=
+        HEPTA_OK) {
+        code = report(&err);
+        goto done;
+    }
     if (n_tokens < 2) {
         code = report_text("%s: %zu tokens; perplexity needs two or more", o->text, n_tokens);
         goto done;

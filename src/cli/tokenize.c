@@ -16,6 +16,7 @@ static int print_ids(const hepta_tokenizer *t, const int32_t *ids, size_t n, boo
     for (size_t i = 0; i < n; i++) {
         char piece[MAX_PIECE];
         size_t k = hepta_tokenizer_decode(t, ids[i], i == 0, true, piece, sizeof piece);
+        k = k < sizeof piece ? k : sizeof piece;
         if (json) {
             json_array_append_new(array, pieces ? json_pack("{s:i, s:o}", "id", (int)ids[i], "text",
                                                             json_text(piece, k))
