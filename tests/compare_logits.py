@@ -4,12 +4,12 @@
     compare_logits.py MODEL... --dump build/logits_dump [--tokens N] [--threads N]
     compare_logits.py --random --dump build/logits_dump
 
-MODEL is a Hugging Face directory or a llama2.c .bin file; in both cases the reference is built
-here from the weights, without Hepta's code. --random makes small models of many shapes and RoPE
+MODEL is a Hugging Face directory, a GGUF file or a llama2.c .bin file; the reference is built here
+from the weights, without Hepta's code. --random makes small models of many shapes and RoPE
 variants. The tokens are random ids.
 
 Prints the largest difference relative to the largest logit of its token; exit code 1 if it exceeds
-1e-4. Needs torch and transformers (exit code 77 without them).
+1e-4. Needs torch, transformers and gguf (exit code 77 without them).
 """
 
 import argparse
@@ -22,12 +22,54 @@ import tempfile
 LIMIT = 1e-4
 
 try:
+    import gguf
     import numpy as np
     import torch
     import transformers
 except ImportError as error:
     print(f"SKIP: {error}")
     sys.exit(77)
+
+
+def half_split(w, n_heads):
+    """llama2.c and GGUF rotate neighbours, transformers items half a head apart: reorder rows."""
+    rows, dim = w.shape
+    return w.view(n_heads, rows // n_heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)
+
+
+def load_gguf(path):
+    """Builds the model from an F32 or F16 GGUF file, read with the gguf package."""
+    reader = gguf.GGUFReader(path)
+    tensors = {t.name: torch.from_numpy(t.data.astype("<f4")) for t in reader.tensors}
+
+    def key(name):
+        return reader.fields["llama." + name].contents()
+
+    heads, kv_heads = key("attention.head_count"), key("attention.head_count_kv")
+    config = transformers.LlamaConfig(
+        vocab_size=tensors["token_embd.weight"].shape[0], hidden_size=key("embedding_length"),
+        intermediate_size=key("feed_forward_length"), num_hidden_layers=key("block_count"),
+        num_attention_heads=heads, num_key_value_heads=kv_heads,
+        max_position_embeddings=key("context_length"), rope_theta=key("rope.freq_base"),
+        rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
+        tie_word_embeddings="output.weight" not in tensors,
+    )  # fmt: skip
+    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+             "attn_output": "self_attn.o_proj", "attn_norm": "input_layernorm",
+             "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
+             "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}  # fmt: skip
+    state = {"model.embed_tokens.weight": tensors["token_embd.weight"],
+             "model.norm.weight": tensors["output_norm.weight"],
+             "lm_head.weight": tensors.get("output.weight", tensors["token_embd.weight"])}  # fmt: skip
+    for name, w in tensors.items():
+        if name.startswith("blk."):
+            _, layer, kind, _ = name.split(".")
+            w = half_split(w, heads) if kind == "attn_q" else w
+            w = half_split(w, kv_heads) if kind == "attn_k" else w
+            state[f"model.layers.{layer}.{names[kind]}.weight"] = w
+    model = transformers.LlamaForCausalLM(config)
+    model.load_state_dict(state)
+    return model
 
 
 def load_llama2c(path):
@@ -45,10 +87,6 @@ def load_llama2c(path):
         n = int(np.prod(shape))
         at += n
         return torch.from_numpy(weights[at - n : at].reshape(shape).copy())
-
-    def half_split(w, n_heads):
-        """llama2.c rotates neighbours, transformers items half a head apart: reorder the rows."""
-        return w.view(n_heads, head // 2, 2, dim).transpose(1, 2).reshape(n_heads * head, dim)
 
     config = transformers.LlamaConfig(
         vocab_size=vocab, hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers,
@@ -85,7 +123,7 @@ def load_llama2c(path):
 def load_reference(path):
     if os.path.isdir(path):
         return transformers.LlamaForCausalLM.from_pretrained(path).float()
-    return load_llama2c(path)
+    return load_gguf(path) if path.endswith(".gguf") else load_llama2c(path)
 
 
 def run_dump(program, model, ids, threads):
