@@ -126,7 +126,7 @@ static inline void v_narrow(int8_t *p, uint32_t n, u32x16 x) {
 }
 
 #define KERNEL(name) name##_avx512
-#define FLOAT_KERNELS_BLOCK 4
+#define FLOAT_BLOCK 4
 #include "kernels/float_kernels.h"
 
 /* ---- Decoding ---------------------------------------------------------- */

@@ -1,7 +1,7 @@
 /*
  * float_kernels.h - the float kernels over 16 lanes, written once for every instruction set.
  *
- * A file such as avx2.c defines the vocabulary below and KERNEL(name), then includes this one.
+ * A file such as avx2.c defines KERNEL(name) and the vocabulary below, then includes this one.
  * The order of operations is that of kernels/ref.c (docs/NUMERICS.md); a vector holds what the
  * definition calls the 16 lanes, or 16 items that do not depend on each other.
  *
@@ -13,6 +13,7 @@
  *     v_bits, v_float, u_set1, u_add, u_sub, u_and, u_max (signed), u_shift_left, u_shift_right
  *     v_swap1, v_swap2, v_swap4, v_swap8: lane l from lane l ^ 1, 2, 4, 8
  *     v_negate(x); v_flip1, v_flip2, v_flip4, v_flip8: the same in lanes that have this bit set
+ *     FLOAT_BLOCK     this many rows times as many tokens have their sums in registers
  *     v_narrow(p, n, u): the low bytes of n <= 16 lanes of u to memory
  */
 #ifndef KERNELS_FLOAT_KERNELS_H
@@ -39,9 +40,9 @@ static inline f32x16 dot_lanes(const float *a, const float *b, size_t n) {
 /* ---- F32 matrices ------------------------------------------------------ */
 
 /* R rows times T tokens, R * T sums in registers. */
-#define MATMUL_BLOCK(R, T)                                                                         \
-    static inline void matmul_block_##R##x##T(const float *w, uint32_t n, const float *x,          \
-                                              size_t x_stride, float *y, size_t y_stride) {        \
+#define MATMUL_BLOCK(NAME, R, T)                                                                   \
+    static inline void matmul_##NAME(const float *w, uint32_t n, const float *x, size_t x_stride,  \
+                                     float *y, size_t y_stride) {                                  \
         f32x16 sum[R][T];                                                                          \
         for (int r = 0; r < R; r++) {                                                              \
             for (int t = 0; t < T; t++) {                                                          \
@@ -70,34 +71,34 @@ static inline f32x16 dot_lanes(const float *a, const float *b, size_t n) {
         }                                                                                          \
     }
 
-MATMUL_BLOCK(4, 1)
-MATMUL_BLOCK(1, 1)
-#if FLOAT_KERNELS_BLOCK == 4
-MATMUL_BLOCK(4, 4)
-MATMUL_BLOCK(1, 4)
-#define FLOAT_BLOCK(name) matmul_block_##name##x4
-#else
-MATMUL_BLOCK(4, 2)
-MATMUL_BLOCK(1, 2)
-#define FLOAT_BLOCK(name) matmul_block_##name##x2
-#endif
+MATMUL_BLOCK(many_many, FLOAT_BLOCK, FLOAT_BLOCK)
+MATMUL_BLOCK(many_one, FLOAT_BLOCK, 1)
+MATMUL_BLOCK(one_many, 1, FLOAT_BLOCK)
+MATMUL_BLOCK(one_one, 1, 1)
 
 static void KERNEL(matmul_f32)(const float *w, uint32_t n_rows, uint32_t n_cols, const float *x,
                                size_t x_stride, uint32_t n_tokens, float *y, size_t y_stride) {
     const uint32_t n = n_cols;
-    for (uint32_t r = 0; r < n_rows;) {
-        const uint32_t rows = n_rows - r >= 4 ? 4 : 1;
-        const float *w_rows = w + (size_t)r * n;
+    uint32_t r = 0;
+    for (; n_rows - r >= FLOAT_BLOCK; r += FLOAT_BLOCK) {
+        const float *rows = w + (size_t)r * n;
         uint32_t t = 0;
-        for (; n_tokens - t >= FLOAT_KERNELS_BLOCK; t += FLOAT_KERNELS_BLOCK) {
-            (rows == 4 ? FLOAT_BLOCK(4) : FLOAT_BLOCK(1))(w_rows, n, x + t * x_stride, x_stride,
-                                                          y + t * y_stride + r, y_stride);
+        for (; n_tokens - t >= FLOAT_BLOCK; t += FLOAT_BLOCK) {
+            matmul_many_many(rows, n, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
         }
         for (; t < n_tokens; t++) {
-            (rows == 4 ? matmul_block_4x1 : matmul_block_1x1)(w_rows, n, x + t * x_stride, x_stride,
-                                                              y + t * y_stride + r, y_stride);
+            matmul_many_one(rows, n, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
         }
-        r += rows;
+    }
+    for (; r < n_rows; r++) {
+        const float *rows = w + (size_t)r * n;
+        uint32_t t = 0;
+        for (; n_tokens - t >= FLOAT_BLOCK; t += FLOAT_BLOCK) {
+            matmul_one_many(rows, n, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
+        }
+        for (; t < n_tokens; t++) {
+            matmul_one_one(rows, n, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
+        }
     }
 }
 

@@ -9,12 +9,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 static bool cpu_any(void) {
     return true;
 }
 
 #if defined(__x86_64__)
 /* The compiler's checks include that the operating system saves the registers. */
+static bool cpu_avx2(void) {
+    unsigned eax, ebx, ecx = 0, edx;
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 &&
+           (ecx & bit_F16C) != 0;
+}
+
 static bool cpu_avx512(void) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -31,6 +42,7 @@ static const struct {
 } tables[] = {
     {&kernels_ref, cpu_any},
 #if defined(__x86_64__)
+    {&kernels_avx2, cpu_avx2},
     {&kernels_avx512, cpu_avx512},
 #endif
 };
