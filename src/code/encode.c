@@ -33,13 +33,12 @@
 enum {
     LANES = 16,
     STATES_MAX = 1 << 14,
-    LOOK_AHEAD = 192,
+    LOOK_AHEAD = 256,
     EMIT = 192,
     RING = LOOK_AHEAD + EMIT,
-    BACK_WORDS = 1 << 14,   /* of one weight, all lanes */
-    KEEP = 16,              /* squared errors at the rate's bound, see prune() */
-    PATHS_MAX = STATES_MAX, /* followed by prune() */
-    PARENTS = 1 << 16,      /* paths times weights there; some thousands are used */
+    BACK_WORDS = 1 << 14, /* of one weight, all lanes */
+    KEEP = 20,            /* squared errors at the rate's bound, see prune() */
+    PARENTS = 1 << 17,    /* paths times weights there; some thousands are used */
     UNREACHED = 1 << 30,
     FRACTION = 64,    /* fixed-point steps per unit of v */
     ERROR_UNIT = 256, /* the cost of a squared error of one unit of v */
@@ -59,8 +58,9 @@ typedef struct encoder {
     int32_t back[RING][BACK_WORDS];      /* (word, lane), packed o's */
     uint8_t symbol[EMIT];
     /* Of prune(): */
-    uint16_t kept[PATHS_MAX], front[PATHS_MAX], slot[STATES_MAX], parent[PARENTS];
-    uint8_t good[PATHS_MAX];
+    uint32_t n_kept[LANES];
+    uint16_t kept[LANES][STATES_MAX + 1], front[STATES_MAX], slot[STATES_MAX], parent[PARENTS];
+    uint8_t good[STATES_MAX];
 } encoder;
 
 typedef void step_fn(const int32_t *cost, int32_t *next, const int32_t *distance,
@@ -225,14 +225,23 @@ static unsigned state_count(const struct code_table *t, size_t k) {
     return 1u << (16 - t->width[k & 1]); /* before weight k */
 }
 
-static unsigned best_state(const int32_t *cost, unsigned states, size_t l) {
-    unsigned best = 0;
-    for (unsigned s = 1; s < states; s++) {
-        if ((cost[s * LANES + l] & ~15) < (cost[best * LANES + l] & ~15)) {
-            best = s;
+/* The cheapest state of every lane, the lowest among equals. */
+static void best_states(const int32_t *cost, unsigned states, unsigned best[LANES]) {
+    int32_t least[LANES], at[LANES];
+    for (int l = 0; l < LANES; l++) {
+        least[l] = INT32_MAX;
+        at[l] = 0;
+    }
+    for (unsigned s = 0; s < states; s++) {
+        for (int l = 0; l < LANES; l++) {
+            const int32_t c = cost[s * LANES + (unsigned)l] & ~15;
+            at[l] = c < least[l] ? (int32_t)s : at[l];
+            least[l] = c < least[l] ? c : least[l];
         }
     }
-    return best;
+    for (int l = 0; l < LANES; l++) {
+        best[l] = (unsigned)at[l];
+    }
 }
 
 /*
@@ -255,28 +264,39 @@ static unsigned trace_back(encoder *e, const struct code_table *t, unsigned stat
 }
 
 /*
- * Makes lane l keep its word: states before weight `end` whose best path does not lead through
- * state `decided` before weight `stop` become unreached. So do states whose cost exceeds the
- * best one by KEEP squared errors or more: the best path of a whole row hardly ever runs
- * through one, and without them there are few paths to walk back. They merge fast; should
- * they not, the best path alone is kept.
+ * The states that cost less than KEEP squared errors above their lane's best go to e->kept;
+ * the others become unreached: the best path of a whole row hardly ever runs through one.
+ * Costs are counted from the best one.
+ */
+static void keep_near_best(encoder *e, const struct code_table *t, int32_t *cost, unsigned states,
+                           const unsigned best[LANES]) {
+    const int32_t limit =
+        (int32_t)(t->unit * t->unit * (float)(KEEP * ERROR_UNIT / (1 << t->half_bits)));
+    int32_t base[LANES];
+    for (unsigned l = 0; l < LANES; l++) {
+        base[l] = cost[best[l] * LANES + l] & ~15;
+        e->n_kept[l] = 0;
+    }
+    for (unsigned s = 0; s < states; s++) {
+        for (unsigned l = 0; l < LANES; l++) {
+            const int32_t c = cost[s * LANES + l] - base[l];
+            const bool keep = c < limit;
+            e->kept[l][e->n_kept[l]] = (uint16_t)s;
+            e->n_kept[l] += keep;
+            cost[s * LANES + l] = keep ? c : UNREACHED;
+        }
+    }
+}
+
+/*
+ * Makes lane l keep its word: of the kept states before weight `end`, those whose best path does
+ * not lead through state `decided` before weight `stop` become unreached. Follows all of them
+ * back together. They merge fast; should they not, the best path alone is kept.
  */
 static void prune(encoder *e, const struct code_table *t, int32_t *cost, unsigned best, size_t l,
                   unsigned decided, size_t stop, size_t end) {
-    const unsigned states = state_count(t, end);
-    const int32_t base = cost[best * LANES + l] & ~15;
-    const int32_t limit =
-        base + (int32_t)(t->unit * t->unit * (float)(KEEP * ERROR_UNIT / (1 << t->half_bits)));
-    unsigned kept = 0;
-    for (unsigned s = 0; s < states; s++) {
-        if (cost[s * LANES + l] < limit) {
-            e->kept[kept] = (uint16_t)s;
-            e->front[kept++] = (uint16_t)s;
-            cost[s * LANES + l] -= base;
-        } else {
-            cost[s * LANES + l] = UNREACHED;
-        }
-    }
+    const unsigned kept = e->n_kept[l];
+    memcpy(e->front, e->kept[l], kept * sizeof e->front[0]);
     size_t level_end[LOOK_AHEAD]; /* in e->parent */
     unsigned count = kept, used = 0, levels = 0;
     bool fits = true;
@@ -308,8 +328,8 @@ static void prune(encoder *e, const struct code_table *t, int32_t *cost, unsigne
         }
     }
     for (unsigned i = 0; i < kept; i++) {
-        if (!e->good[i] && e->kept[i] != best) {
-            cost[e->kept[i] * LANES + l] = UNREACHED;
+        if (!e->good[i] && e->kept[l][i] != best) {
+            cost[e->kept[l][i] * LANES + l] = UNREACHED;
         }
     }
 }
@@ -360,12 +380,17 @@ static void encode_group(encoder *e, const struct code_table *t, const variant *
         const bool last = k + 1 == n;
         while (k + 1 - written == RING || (last && written < n)) {
             const size_t left = n - written, count = left < EMIT ? left : EMIT;
+            unsigned best[LANES];
+            best_states(cost, state_count(t, k + 1), best);
+            if (!last) {
+                keep_near_best(e, t, cost, state_count(t, k + 1), best);
+            }
             for (size_t l = 0; l < rows; l++) {
-                const unsigned best = best_state(cost, state_count(t, k + 1), l);
-                const unsigned decided = trace_back(e, t, best, l, written, written + count, k + 1);
+                const unsigned decided =
+                    trace_back(e, t, best[l], l, written, written + count, k + 1);
                 write_blocks(e, t, written, count, out + l * row_stride, block_stride);
                 if (!last) {
-                    prune(e, t, cost, best, l, decided, written + count, k + 1);
+                    prune(e, t, cost, best[l], l, decided, written + count, k + 1);
                 }
             }
             written += count;
