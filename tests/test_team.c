@@ -1,61 +1,76 @@
 /*
- * test_team.c - shared loops and barriers: every item once, everything visible after a barrier.
+ * test_team.c - loops shared by threads: every item once, everything visible after a loop.
  */
 #include "test.h"
 
 #include "model/team.h"
 
+#include <fenv.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
-enum { N_ITEMS = 301, N_PHASES = 200 };
+enum { MAX_ITEMS = 301 };
 
 typedef struct work {
-    team *team;
-    int n;
-    unsigned char taken[2][N_ITEMS]; /* by the loop at hand; plain memory on purpose */
-    unsigned sums[N_PHASES];
-    atomic_int seen;
+    unsigned char taken[MAX_ITEMS]; /* plain memory on purpose */
+    unsigned values[MAX_ITEMS];
+    atomic_int threads; /* bit t: thread t took an item */
+    atomic_int modes;   /* bit m: rounding mode m was seen */
 } work;
 
-static void count_items(void *context, int thread) {
+static void take(void *context, size_t item, int thread) {
     work *w = context;
-    for (int phase = 0; phase < N_PHASES; phase++) {
-        for (int slot = 0; slot < 2; slot++) {
-            for (size_t i; team_next(w->team, slot, N_ITEMS, &i);) {
-                w->taken[slot][i]++;
-            }
-        }
-        team_barrier(w->team);
-        for (size_t i; team_next(w->team, 3, 1, &i);) { /* one thread adds up what all did */
-            for (int j = 0; j < N_ITEMS; j++) {
-                w->sums[phase] += (unsigned)w->taken[0][j] * 1000 + w->taken[1][j];
-                w->taken[0][j] = w->taken[1][j] = 0;
-            }
-        }
-        team_barrier(w->team);
-    }
-    atomic_fetch_add(&w->seen, 1 << (4 * thread));
+    w->taken[item]++;
+    w->values[item] = w->values[item] * 3 + (unsigned)item; /* what the loop before wrote */
+    atomic_fetch_or(&w->threads, 1 << thread);
+    atomic_fetch_or(&w->modes, fegetround() == FE_TONEAREST ? 1 : 2);
 }
 
 TEST(team_loops) {
     hepta_error err;
     work *w = calloc(1, sizeof *w);
     CHECK(w != NULL);
-    for (w->n = 1; w->n <= 5; w->n++) {
-        CHECK_OK(team_create(w->n, &w->team, &err));
-        CHECK_EQ_INT(team_size(w->team), w->n);
-        for (int call = 0; call < 3; call++) {
-            memset(w->sums, 0, sizeof w->sums);
-            atomic_store(&w->seen, 0);
-            team_run(w->team, count_items, w);
-            for (int phase = 0; phase < N_PHASES; phase++) {
-                CHECK_EQ_INT(w->sums[phase], N_ITEMS * 1001);
+    for (int threads = 1; threads <= 5; threads++) {
+        team *t = NULL;
+        CHECK_OK(team_create(threads, &t, &err));
+        CHECK_EQ_INT(team_size(t), threads);
+        memset(w, 0, sizeof *w);
+        unsigned expected[MAX_ITEMS] = {0};
+        for (int loop = 0; loop < 3000; loop++) {
+            size_t n = (size_t)loop % (MAX_ITEMS + 1);
+            team_each(t, n, take, w);
+            for (size_t i = 0; i < n; i++) {
+                expected[i] = expected[i] * 3 + (unsigned)i;
+                CHECK_EQ_INT(w->taken[i], 1);
+                CHECK(w->values[i] == expected[i]);
+                w->taken[i] = 0;
             }
-            CHECK_EQ_INT(atomic_load(&w->seen), 0x11111 & ((1 << (4 * w->n)) - 1));
         }
-        team_free(w->team);
+        CHECK((atomic_load(&w->threads) & ~((1 << threads) - 1)) == 0);
+        CHECK_EQ_INT(atomic_load(&w->modes), 1);
+        team_free(t);
     }
+    free(w);
+}
+
+/* Threads that slept for a while take part again. */
+TEST(team_wakes) {
+    hepta_error err;
+    team *t = NULL;
+    work *w = calloc(1, sizeof *w);
+    CHECK(w != NULL);
+    CHECK_OK(team_create(3, &t, &err));
+    for (int loop = 0; loop < 100; loop++) {
+        struct timespec pause = {0, 1000000};
+        nanosleep(&pause, NULL);
+        memset(w, 0, sizeof *w);
+        team_each(t, MAX_ITEMS, take, w);
+        for (size_t i = 0; i < MAX_ITEMS; i++) {
+            CHECK_EQ_INT(w->taken[i], 1);
+        }
+    }
+    team_free(t);
     free(w);
 }
 
@@ -64,6 +79,7 @@ TEST(team_without_work) {
     for (int n = 1; n <= 8; n++) {
         team *t = NULL;
         CHECK_OK(team_create(n, &t, &err));
+        team_each(t, 0, take, NULL);
         team_free(t);
     }
     team_free(NULL);

@@ -54,6 +54,7 @@ typedef struct activation {
 
 typedef struct kernels {
     const char *name;
+    uint32_t macs_per_microsecond; /* products with packed weights, about: to plan threads */
 
     /* ---- integer linear layers ---- */
 

@@ -410,6 +410,7 @@ static void rotate_inverse_ref(const rotation *r, float *x, float *scratch) {
 
 const kernels kernels_ref = {
     .name = "ref",
+    .macs_per_microsecond = 1500,
     .matmul_packed = matmul_packed_ref,
     .unpack_row = unpack_row_ref,
     .quantize_activation = quantize_activation_ref,

@@ -1,10 +1,10 @@
 /*
  * forward.c - the transformer: from token ids to logits, for a chunk of tokens.
  *
- * The threads of a session run the functions below together: team_next shares a loop's items
- * among them, and between two barriers each loop has a slot of its own. Which thread computes
- * which item has no influence on the item, and every token of a chunk depends on itself and the
- * cache alone; so the logits do not depend on threads, chunks or schedules.
+ * Each step of the pass is a loop whose items (a token, a head of a token, some rows of a matrix)
+ * the session's threads share; a step begins when the one before has ended. Which thread
+ * computes which item has no influence on the item, and every token of a chunk depends on itself
+ * and the cache alone; so the logits do not depend on threads or chunks.
  *
  * docs/MODEL.md sets the equations beside these functions.
  */
@@ -15,14 +15,31 @@
 #include <math.h>
 #include <string.h>
 
-/* What one thread knows during a forward pass. */
-typedef struct worker {
+/* y (n, n_rows) = a x; x (tokens, n_cols) is read if the matrix is not packed. */
+typedef struct product {
+    const matrix *a;
+    const float *x;
+    float *y;
+    uint32_t rows_per_item;
+    size_t n_items;
+} product;
+
+/* A pass: what the items of the step at hand need to know. */
+typedef struct forward {
     hepta_session *s;
     const hepta_model *m;
     const kernels *k;
-    uint32_t n;    /* tokens of the chunk */
-    void *scratch; /* this thread's own */
-} worker;
+    const int32_t *tokens;
+    uint32_t n;     /* tokens of the chunk */
+    uint32_t first; /* the step is for tokens first .. n-1 */
+    uint32_t layer;
+    const rotation *pack; /* the step's results are packed too, with this rotation; or NULL */
+    bool add;             /* norm_token */
+    const float *gain;    /* norm_token */
+    product products[3];  /* product_rows */
+    uint32_t n_products;
+    float *logits;
+} forward;
 
 uint32_t llama_width(const hepta_model *model) {
     const hepta_model_info *i = &model->info;
@@ -41,69 +58,104 @@ size_t llama_scratch_bytes(const hepta_model *model) {
     return (size_t)round_up(vectors > head ? vectors : head, 64);
 }
 
-static bool next(const worker *w, int slot, size_t n, size_t *item) {
-    return team_next(w->s->team, slot, n, item);
+static void *thread_scratch(const forward *f, int thread) {
+    return f->s->scratch + (size_t)thread * f->s->scratch_bytes;
 }
 
-static void barrier(const worker *w) {
-    team_barrier(w->s->team);
+/* A step whose work is about that of `macs` multiplications in a matrix. Waking other threads and
+ * moving data between cores takes microseconds: a small step is done by the caller alone. */
+static bool worth_sharing(const forward *f, double macs) {
+    enum { MICROSECONDS = 8 };
+    return macs > (double)f->k->macs_per_microsecond * MICROSECONDS;
+}
+
+static void each(forward *f, size_t n, double macs, team_fn item) {
+    if (worth_sharing(f, macs)) {
+        team_each(f->s->team, n, item, f);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        item(f, i, 0);
+    }
+}
+
+/* A step with an item per token, in which a token takes some 50 operations for each of n. */
+static void each_token(forward *f, uint32_t n, team_fn item) {
+    each(f, f->n - f->first, 50.0 * n * (f->n - f->first), item);
 }
 
 /* ---- Linear layers ----------------------------------------------------- */
 
 /* Rotates and quantizes token t's input x for packed matrices of this width. */
-static void pack_input(const worker *w, size_t t, const float *x, const rotation *r) {
-    hepta_session *s = w->s;
-    float *rotated = w->scratch;
+static void pack_input(const forward *f, size_t t, const float *x, const rotation *r, int thread) {
+    hepta_session *s = f->s;
+    float *rotated = thread_scratch(f, thread);
     int8_t *q = s->quantized + t * s->width;
     memcpy(rotated, x, r->n * sizeof *x);
-    w->k->rotate(r, rotated, rotated + s->width);
+    f->k->rotate(r, rotated, rotated + s->width);
     activation *a = &s->activations[t];
     a->q = q;
-    w->k->quantize_activation(rotated, r->n_padded, q, &a->scale, &a->sum);
+    f->k->quantize_activation(rotated, r->n_padded, q, &a->scale, &a->sum);
 }
 
-/* Rows [begin, end) of y = W x for tokens [first, first + n); y holds their vectors. */
-static void matmul_rows(const worker *w, const matrix *a, uint32_t begin, uint32_t end,
-                        const float *x, uint32_t first, uint32_t n, float *y) {
+/* Some rows of one of the step's products, for tokens from f->first on. */
+static void product_rows(void *context, size_t item, int thread) {
+    const forward *f = context;
+    const product *p = f->products;
+    while (item >= p->n_items) {
+        item -= p->n_items;
+        p++;
+    }
+    const matrix *a = p->a;
+    const uint32_t n = f->n - f->first, begin = (uint32_t)item * p->rows_per_item;
+    const uint32_t end =
+        a->n_rows - begin < p->rows_per_item ? a->n_rows : begin + p->rows_per_item;
     if (a->type == TENSOR_PACKED) {
-        w->k->matmul_packed(&a->packed, begin, end, w->s->activations + first, n, y, a->n_rows,
-                            w->scratch);
+        f->k->matmul_packed(&a->packed, begin, end, f->s->activations + f->first, n, p->y,
+                            a->n_rows, thread_scratch(f, thread));
         return;
     }
-    x += (size_t)first * a->n_cols;
+    const float *x = p->x + (size_t)f->first * a->n_cols;
     const uint8_t *rows = a->source->data + begin * a->row_bytes;
     if (a->type == TENSOR_F32) {
-        w->k->matmul_f32((const float *)(const void *)rows, end - begin, a->n_cols, x, a->n_cols, n,
-                         y + begin, a->n_rows);
+        f->k->matmul_f32((const float *)(const void *)rows, end - begin, a->n_cols, x, a->n_cols, n,
+                         p->y + begin, a->n_rows);
         return;
     }
-    float *row = w->scratch;
+    float *row = thread_scratch(f, thread);
     for (uint32_t r = begin; r < end; r++, rows += a->row_bytes) {
-        w->k->row_to_f32(a->type, rows, a->n_cols, row);
-        w->k->matmul_f32(row, 1, a->n_cols, x, a->n_cols, n, y + r, a->n_rows);
+        f->k->row_to_f32(a->type, rows, a->n_cols, row);
+        f->k->matmul_f32(row, 1, a->n_cols, x, a->n_cols, n, p->y + r, a->n_rows);
     }
 }
 
-/* Rows that a thread takes at once: some eight steps per thread, in whole groups of 16. */
-static uint32_t rows_per_step(const worker *w, uint32_t n_rows) {
-    uint32_t threads = (uint32_t)team_size(w->s->team);
-    uint32_t rows = (uint32_t)round_up(n_rows / (8 * threads) + 1, 16);
-    return threads == 1 ? n_rows : rows < 32 ? 32 : rows;
+/* Adds a product to the next step. */
+static void prepare(forward *f, const matrix *a, const float *x, float *y) {
+    f->products[f->n_products++] = (product){.a = a, .x = x, .y = y};
 }
 
-/*
- * y (n, n_rows) = A x for tokens [first, first + n); complete after the next barrier. A float
- * matrix reads x (n_cols items per token), a packed one the activations that pack_input made.
- */
-static void matmul(const worker *w, int slot, const matrix *a, const float *x, uint32_t first,
-                   uint32_t n, float *y) {
-    const uint32_t step = rows_per_step(w, a->n_rows);
-    for (size_t i; next(w, slot, (a->n_rows + (size_t)step - 1) / step, &i);) {
-        uint32_t begin = (uint32_t)i * step;
-        uint32_t end = a->n_rows - begin < step ? a->n_rows : begin + step;
-        matmul_rows(w, a, begin, end, x, first, n, y);
+/* The step of all prepared products: some eight items per thread, in groups of 16 rows. */
+static void multiply(forward *f) {
+    const uint32_t threads = (uint32_t)team_size(f->s->team);
+    double macs = 0.0;
+    size_t n_items = 0;
+    for (uint32_t i = 0; i < f->n_products; i++) {
+        const matrix *a = f->products[i].a;
+        macs += (double)a->n_rows * a->n_cols * (f->n - f->first);
     }
+    for (uint32_t i = 0; i < f->n_products; i++) {
+        product *p = &f->products[i];
+        uint32_t rows = p->a->n_rows;
+        if (threads > 1 && worth_sharing(f, macs)) {
+            rows = (uint32_t)round_up(rows / (8 * threads) + 1, 16);
+            rows = rows < 32 ? 32 : rows;
+        }
+        p->rows_per_item = rows;
+        p->n_items = (p->a->n_rows + (size_t)rows - 1) / rows;
+        n_items += p->n_items;
+    }
+    each(f, n_items, macs, product_rows);
+    f->n_products = 0;
 }
 
 /* The rotation that the packed ones among these matrices want; NULL if none is packed. */
@@ -113,64 +165,63 @@ static const rotation *rotation_of(const matrix *a, const matrix *b, const matri
 
 /* ---- Embedding and norms ----------------------------------------------- */
 
-/* x = row `token` of the embedding matrix */
-static void embed_token(const worker *w, int32_t token, float *x) {
-    const matrix *a = &w->m->embedding;
-    if (a->type != TENSOR_PACKED) {
-        w->k->row_to_f32(a->type, a->source->data + (size_t)token * a->row_bytes, a->n_cols, x);
-        return;
+/* x = the token's row of the embedding matrix; cosines and sines of RoPE for its position */
+static void embed_token(void *context, size_t t, int thread) {
+    const forward *f = context;
+    hepta_session *s = f->s;
+    const matrix *a = &f->m->embedding;
+    const size_t token = (size_t)f->tokens[t];
+    float *x = s->x + t * a->n_cols;
+    if (a->type == TENSOR_PACKED) {
+        float *rotated = thread_scratch(f, thread), *more = rotated + s->width;
+        f->k->unpack_row(&a->packed, (uint32_t)token, rotated, (uint8_t *)(more + s->width));
+        f->k->rotate_inverse(a->rotation, rotated, more);
+        memcpy(x, rotated, a->n_cols * sizeof *x);
+    } else {
+        f->k->row_to_f32(a->type, a->source->data + token * a->row_bytes, a->n_cols, x);
     }
-    float *rotated = w->scratch, *more = rotated + w->s->width;
-    w->k->unpack_row(&a->packed, (uint32_t)token, rotated, (uint8_t *)more);
-    w->k->rotate_inverse(a->rotation, rotated, more);
-    memcpy(x, rotated, a->n_cols * sizeof *x);
+    const uint32_t half = f->m->n_rot / 2;
+    const double position = (double)(s->position + t);
+    for (uint32_t i = 0; i < half; i++) {
+        double sine, cosine;
+        math_sin_cos_f64(position * f->m->rope_frequency[i], &sine, &cosine);
+        s->rope_sin[t * half + i] = (float)sine;
+        s->rope_cos[t * half + i] = (float)cosine;
+    }
 }
 
-/* x = embeddings; the cosines and sines of RoPE for the tokens' positions */
-static void start_chunk(const worker *w, const int32_t *tokens) {
-    hepta_session *s = w->s;
-    const uint32_t half = w->m->n_rot / 2;
-    for (size_t t; next(w, 0, w->n, &t);) {
-        embed_token(w, tokens[t], s->x + t * w->m->info.n_embd);
-        for (uint32_t i = 0; i < half; i++) {
-            double sine, cosine, position = (double)(s->position + t);
-            math_sin_cos_f64(position * w->m->rope_frequency[i], &sine, &cosine);
-            s->rope_sin[t * half + i] = (float)sine;
-            s->rope_cos[t * half + i] = (float)cosine;
-        }
+/* x += h if f->add; h = rmsnorm(x) * gain */
+static void norm_token(void *context, size_t item, int thread) {
+    const forward *f = context;
+    const size_t t = f->first + item, n_embd = f->m->info.n_embd;
+    float *x = f->s->x + t * n_embd, *h = f->s->h + t * n_embd;
+    if (f->add) {
+        f->k->add(x, h, (uint32_t)n_embd);
     }
-    barrier(w);
+    f->k->rmsnorm(x, f->gain, (uint32_t)n_embd, f->m->norm_eps, h);
+    if (f->pack != NULL) {
+        pack_input(f, t, h, f->pack, thread);
+    }
 }
 
-/* For tokens from `first` on: x += h if `add`; h = rmsnorm(x) * gain, packed too for `r`. */
-static void norm_input(const worker *w, uint32_t first, bool add, const float *gain,
-                       const rotation *r) {
-    const uint32_t n_embd = w->m->info.n_embd;
-    for (size_t i; next(w, 0, w->n - first, &i);) {
-        size_t t = first + i;
-        float *x = w->s->x + t * n_embd, *h = w->s->h + t * n_embd;
-        if (add) {
-            w->k->add(x, h, n_embd);
-        }
-        w->k->rmsnorm(x, gain, n_embd, w->m->norm_eps, h);
-        if (r != NULL) {
-            pack_input(w, t, h, r);
-        }
-    }
-    barrier(w);
+static void norm_input(forward *f, bool add, const float *gain, const rotation *pack) {
+    f->add = add;
+    f->gain = gain;
+    f->pack = pack;
+    each_token(f, f->m->info.n_embd, norm_token);
 }
 
 /* ---- Attention --------------------------------------------------------- */
 
-/* Items of the cache before position 0 of a layer's KV head. */
-static size_t cache_offset(const worker *w, uint32_t layer, uint32_t head) {
-    const hepta_model_info *i = &w->m->info;
-    return ((size_t)layer * i->n_head_kv + head) * w->s->n_ctx * i->head_dim;
+/* Items of the cache before position 0 of the layer's KV head. */
+static size_t cache_offset(const forward *f, uint32_t head) {
+    const hepta_model_info *i = &f->m->info;
+    return ((size_t)f->layer * i->n_head_kv + head) * f->s->n_ctx * i->head_dim;
 }
 
-static void cache_store(const worker *w, void *cache, size_t offset, const float *x) {
-    const uint32_t n = w->m->info.head_dim;
-    if (w->s->cache_type == HEPTA_CACHE_F32) {
+static void cache_store(const forward *f, void *cache, size_t offset, const float *x) {
+    const uint32_t n = f->m->info.head_dim;
+    if (f->s->cache_type == HEPTA_CACHE_F32) {
         memcpy((float *)cache + offset, x, n * sizeof *x);
         return;
     }
@@ -179,72 +230,59 @@ static void cache_store(const worker *w, void *cache, size_t offset, const float
     }
 }
 
-/* RoPE turns q and k; k and v go to the cache. */
-static void rope_and_store(const worker *w, uint32_t layer) {
-    hepta_session *s = w->s;
-    const hepta_model *m = w->m;
+/* RoPE turns the token's q and k; k and v go to the cache. */
+static void rope_token(void *context, size_t t, int thread) {
+    const forward *f = context;
+    const hepta_model *m = f->m;
     const hepta_model_info *i = &m->info;
+    hepta_session *s = f->s;
     const uint32_t dim = i->head_dim, half = m->n_rot / 2;
-    for (size_t t; next(w, 0, w->n, &t);) {
-        const float *cosine = s->rope_cos + t * half, *sine = s->rope_sin + t * half;
-        float *q = s->q + t * i->n_head * dim;
-        for (uint32_t head = 0; head < i->n_head; head++) {
-            w->k->rope(q + (size_t)head * dim, m->n_rot, m->rope_interleaved, cosine, sine);
-        }
-        for (uint32_t head = 0; head < i->n_head_kv; head++) {
-            float *k = s->k + (t * i->n_head_kv + head) * dim;
-            float *v = s->v + (t * i->n_head_kv + head) * dim;
-            size_t offset = cache_offset(w, layer, head) + (s->position + t) * dim;
-            w->k->rope(k, m->n_rot, m->rope_interleaved, cosine, sine);
-            cache_store(w, s->k_cache, offset, k);
-            cache_store(w, s->v_cache, offset, v);
-        }
+    const float *cosine = s->rope_cos + t * half, *sine = s->rope_sin + t * half;
+    float *q = s->q + t * i->n_head * dim;
+    for (uint32_t head = 0; head < i->n_head; head++) {
+        f->k->rope(q + (size_t)head * dim, m->n_rot, m->rope_interleaved, cosine, sine);
     }
-    barrier(w);
+    for (uint32_t head = 0; head < i->n_head_kv; head++) {
+        float *k = s->k + (t * i->n_head_kv + head) * dim;
+        float *v = s->v + (t * i->n_head_kv + head) * dim;
+        size_t offset = cache_offset(f, head) + (s->position + t) * dim;
+        f->k->rope(k, m->n_rot, m->rope_interleaved, cosine, sine);
+        cache_store(f, s->k_cache, offset, k);
+        cache_store(f, s->v_cache, offset, v);
+    }
+    (void)thread;
 }
 
-/* Each head of each token attends to its own and all earlier positions. */
-static void attend(const worker *w, uint32_t layer) {
-    hepta_session *s = w->s;
-    const hepta_model_info *i = &w->m->info;
+/* One head of one token attends to the token's own and all earlier positions. */
+static void attend_head(void *context, size_t item, int thread) {
+    const forward *f = context;
+    const hepta_session *s = f->s;
+    const hepta_model_info *i = &f->m->info;
     const uint32_t dim = i->head_dim, group = i->n_head / i->n_head_kv;
+    const uint32_t t = (uint32_t)(item / i->n_head), head = (uint32_t)(item % i->n_head);
     const bool f16 = s->cache_type == HEPTA_CACHE_F16;
-    const size_t item = f16 ? sizeof(uint16_t) : sizeof(float);
-    const float scale = 1.0f / sqrtf((float)dim);
-    for (size_t pair; next(w, 0, (size_t)w->n * i->n_head, &pair);) {
-        uint32_t t = (uint32_t)(pair / i->n_head), head = (uint32_t)(pair % i->n_head);
-        size_t offset = cache_offset(w, layer, head / group) * item;
-        w->k->attention(s->q + pair * dim, (const uint8_t *)s->k_cache + offset,
-                        (const uint8_t *)s->v_cache + offset, dim, f16, s->position + t + 1, dim,
-                        scale, s->attention + pair * dim, w->scratch);
-    }
-    barrier(w);
+    const size_t offset = cache_offset(f, head / group) * (f16 ? sizeof(uint16_t) : sizeof(float));
+    f->k->attention(s->q + item * dim, (const uint8_t *)s->k_cache + offset,
+                    (const uint8_t *)s->v_cache + offset, dim, f16, s->position + t + 1, dim,
+                    1.0f / sqrtf((float)dim), s->attention + item * dim, thread_scratch(f, thread));
 }
 
-/* Packs the attention's output for the output matrix, if that is packed. */
-static void pack_attention(const worker *w, const rotation *r) {
-    if (r == NULL) {
-        return;
-    }
-    for (size_t t; next(w, 0, w->n, &t);) {
-        pack_input(w, t, w->s->attention + t * r->n, r);
-    }
-    barrier(w);
+static void pack_attention(void *context, size_t t, int thread) {
+    const forward *f = context;
+    pack_input(f, t, f->s->attention + t * f->pack->n, f->pack, thread);
 }
 
 /* ---- Feed-forward ------------------------------------------------------ */
 
-/* gate = silu(gate) * up, packed too for `r` */
-static void activate(const worker *w, const rotation *r) {
-    const uint32_t n_ff = w->m->info.n_ff;
-    for (size_t t; next(w, 0, w->n, &t);) {
-        float *gate = w->s->gate + t * n_ff;
-        w->k->swiglu(gate, w->s->up + t * n_ff, n_ff);
-        if (r != NULL) {
-            pack_input(w, t, gate, r);
-        }
+/* gate = silu(gate) * up */
+static void activate_token(void *context, size_t t, int thread) {
+    const forward *f = context;
+    const uint32_t n_ff = f->m->info.n_ff;
+    float *gate = f->s->gate + t * n_ff;
+    f->k->swiglu(gate, f->s->up + t * n_ff, n_ff);
+    if (f->pack != NULL) {
+        pack_input(f, t, gate, f->pack, thread);
     }
-    barrier(w);
 }
 
 /* ---- The whole --------------------------------------------------------- */
@@ -253,71 +291,72 @@ static void activate(const worker *w, const rotation *r) {
  * One transformer block on the residual stream s->x. On entry s->h is the output of the block
  * before, not yet added; on return it is this block's.
  */
-static void layer_forward(const worker *w, uint32_t layer) {
-    hepta_session *s = w->s;
-    const llama_layer *l = &w->m->layers[layer];
-    norm_input(w, 0, layer > 0, l->attn_norm, rotation_of(&l->wq, &l->wk, &l->wv));
-    matmul(w, 0, &l->wq, s->h, 0, w->n, s->q);
-    matmul(w, 1, &l->wk, s->h, 0, w->n, s->k);
-    matmul(w, 2, &l->wv, s->h, 0, w->n, s->v);
-    barrier(w);
-    rope_and_store(w, layer);
-    attend(w, layer);
-    pack_attention(w, l->wo.rotation);
-    matmul(w, 0, &l->wo, s->attention, 0, w->n, s->h);
-    barrier(w);
-    norm_input(w, 0, true, l->ffn_norm, rotation_of(&l->gate, &l->up, &l->up));
-    matmul(w, 0, &l->gate, s->h, 0, w->n, s->gate);
-    matmul(w, 1, &l->up, s->h, 0, w->n, s->up);
-    barrier(w);
-    activate(w, l->down.rotation);
-    matmul(w, 0, &l->down, s->gate, 0, w->n, s->h);
-    barrier(w);
+static void layer_forward(forward *f) {
+    hepta_session *s = f->s;
+    const hepta_model_info *i = &f->m->info;
+    const llama_layer *l = &f->m->layers[f->layer];
+    const uint32_t heads = i->n_head * i->head_dim;
+
+    norm_input(f, f->layer > 0, l->attn_norm, rotation_of(&l->wq, &l->wk, &l->wv));
+    prepare(f, &l->wq, s->h, s->q);
+    prepare(f, &l->wk, s->h, s->k);
+    prepare(f, &l->wv, s->h, s->v);
+    multiply(f);
+    each_token(f, heads, rope_token);
+    each(f, (size_t)f->n * i->n_head, 4.0 * f->n * heads * (s->position + f->n), attend_head);
+    if (l->wo.rotation != NULL) {
+        f->pack = l->wo.rotation;
+        each_token(f, heads, pack_attention);
+    }
+    prepare(f, &l->wo, s->attention, s->h);
+    multiply(f);
+
+    norm_input(f, true, l->ffn_norm, rotation_of(&l->gate, &l->up, &l->up));
+    prepare(f, &l->gate, s->h, s->gate);
+    prepare(f, &l->up, s->h, s->up);
+    multiply(f);
+    f->pack = l->down.rotation;
+    each_token(f, i->n_ff, activate_token);
+    prepare(f, &l->down, s->gate, s->h);
+    multiply(f);
 }
 
-/* Logits of the tokens from `first` on. NaN, which only overflow can bring, gets one form. */
-static void head_forward(const worker *w, uint32_t first, float *logits) {
-    const uint32_t n = w->n - first, n_vocab = w->m->info.n_vocab;
-    norm_input(w, first, true, w->m->output_norm, w->m->head.rotation);
-    matmul(w, 0, &w->m->head, w->s->h, first, n, logits);
-    barrier(w);
-    for (size_t t; next(w, 0, n, &t);) {
-        float *row = logits + t * n_vocab;
-        for (uint32_t i = 0; i < n_vocab; i++) {
-            row[i] = row[i] == row[i] ? row[i] : math_from_bits_f32(MATH_NAN_BITS);
-        }
+/* NaN, which only overflow can bring, gets one bit pattern. */
+static void canonical_logits(void *context, size_t t, int thread) {
+    const forward *f = context;
+    const uint32_t n_vocab = f->m->info.n_vocab;
+    float *row = f->logits + t * n_vocab;
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        row[i] = row[i] == row[i] ? row[i] : math_from_bits_f32(MATH_NAN_BITS);
     }
+    (void)thread;
 }
 
-typedef struct forward_call {
-    hepta_session *s;
-    const int32_t *tokens;
-    uint32_t n, n_logits;
-    float *logits;
-} forward_call;
-
-static void forward_thread(void *context, int thread) {
-    const forward_call *call = context;
-    hepta_session *s = call->s;
-    const worker w = {s, s->model, s->model->kernels, call->n,
-                      s->scratch + (size_t)thread * s->scratch_bytes};
-    /* The caller may have changed the rounding mode or set flush-to-zero (libraries built with
-     * -ffast-math do so when they are loaded): compute in the default environment. */
-    fenv_t environment;
-    fegetenv(&environment);
-    fesetenv(FE_DFL_ENV);
-    start_chunk(&w, call->tokens);
-    for (uint32_t layer = 0; layer < s->model->info.n_layer; layer++) {
-        layer_forward(&w, layer);
-    }
-    if (call->n_logits > 0) {
-        head_forward(&w, call->n - call->n_logits, call->logits);
-    }
-    fesetenv(&environment);
+/* Logits of the tokens from f->first on. */
+static void head_forward(forward *f) {
+    norm_input(f, true, f->m->output_norm, f->m->head.rotation);
+    prepare(f, &f->m->head, f->s->h, f->logits);
+    multiply(f);
+    each_token(f, f->m->info.n_vocab / 50, canonical_logits);
 }
 
 void llama_forward(hepta_session *s, const int32_t *tokens, uint32_t n, float *logits,
                    uint32_t n_logits) {
-    forward_call call = {s, tokens, n, n_logits, logits};
-    team_run(s->team, forward_thread, &call);
+    forward f = {
+        .s = s, .m = s->model, .k = s->model->kernels, .tokens = tokens, .n = n, .logits = logits};
+    /* The caller may have changed the rounding mode or set flush-to-zero (libraries built with
+     * -ffast-math do so when they are loaded): compute in the default environment, as the team's
+     * own threads do. */
+    fenv_t environment;
+    fegetenv(&environment);
+    fesetenv(FE_DFL_ENV);
+    each_token(&f, f.m->info.n_embd, embed_token);
+    for (f.layer = 0; f.layer < f.m->info.n_layer; f.layer++) {
+        layer_forward(&f);
+    }
+    if (n_logits > 0) {
+        f.first = n - n_logits;
+        head_forward(&f);
+    }
+    fesetenv(&environment);
 }

@@ -1,25 +1,28 @@
 /*
- * team.c - threads with shared loops and a barrier that spins briefly, then sleeps (see team.h).
+ * team.c - threads that take items of a loop while they run, and sleep when idle (see team.h).
  *
- * The barrier counts arrivals; the last one resets the count and the loop slots and advances the
- * generation, which releases the others. Invariant: a thread between two barriers knows the
- * generation, for it cannot advance without this thread.
+ * A loop is published by storing its number of items in `untaken`. A thread takes an item by
+ * counting it down, and counts down `undone` when the item has been done; the caller takes items
+ * too and returns when `undone` is 0.
  *
- * Sleeping: a waiter registers in `sleepers` before it looks at the generation for the last
- * time, the last arriver advances the generation before it looks at `sleepers`; both accesses
- * are sequentially consistent, so that at least one of them sees the other and no wake-up is
- * lost.
+ * Invariant: fn, context and n are written only while undone = 0, and read only by a thread that
+ * holds an item, so while undone > 0. The store to `untaken` publishes them, and everything
+ * written before the loop; the last count of `undone` publishes what the items wrote.
+ *
+ * Sleeping: a thread registers in `sleepers` before it looks at `untaken` for the last time, the
+ * caller stores `untaken` before it looks at `sleepers`; both accesses are sequentially
+ * consistent, so that one of them sees the other and no wake-up is lost.
  */
 #include "model/team.h"
 
+#include <fenv.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 
-/* 10 to 40 microseconds on today's CPUs: longer than a barrier among running threads takes,
- * shorter than the time slice of a process that keeps one of them waiting. */
-enum { SPINS = 1000 };
+/* Idle threads look for work this often before they sleep: some 50 microseconds. */
+enum { SPINS = 2000 };
 
 typedef struct member {
     team *team;
@@ -30,15 +33,15 @@ typedef struct member {
 struct team {
     int n;
     member *members; /* (n - 1) */
-    team_fn fn;      /* written before a barrier, read after it; NULL: end */
+    team_fn fn;
     void *context;
+    size_t n_items;
+    bool ended; /* under the mutex */
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    /* Apart from what is above, on lines of their own. */
-    _Alignas(64) atomic_uint generation;
+    _Alignas(64) atomic_size_t untaken;
     atomic_int sleepers;
-    _Alignas(64) atomic_int arrived;
-    _Alignas(64) atomic_size_t next[TEAM_SLOTS];
+    _Alignas(64) atomic_size_t undone;
 };
 
 static inline void spin_pause(void) {
@@ -49,74 +52,84 @@ static inline void spin_pause(void) {
 #endif
 }
 
-void team_barrier(team *t) {
-    unsigned generation = atomic_load_explicit(&t->generation, memory_order_relaxed);
-    if (atomic_fetch_add(&t->arrived, 1) + 1 == t->n) {
-        atomic_store_explicit(&t->arrived, 0, memory_order_relaxed);
-        for (int i = 0; i < TEAM_SLOTS; i++) {
-            atomic_store_explicit(&t->next[i], 0, memory_order_relaxed);
+/* Takes an item and does it; false if there was none. */
+static bool do_item(team *t, int thread) {
+    size_t left = atomic_load_explicit(&t->untaken, memory_order_relaxed);
+    do {
+        if (left == 0) {
+            return false;
         }
-        atomic_store(&t->generation, generation + 1);
-        if (atomic_load(&t->sleepers) > 0) {
-            pthread_mutex_lock(&t->mutex);
-            pthread_cond_broadcast(&t->wake);
-            pthread_mutex_unlock(&t->mutex);
-        }
-        return;
-    }
-    for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&t->generation, memory_order_acquire) != generation) {
-            return;
-        }
-        spin_pause();
-    }
+    } while (!atomic_compare_exchange_weak_explicit(&t->untaken, &left, left - 1,
+                                                    memory_order_acquire, memory_order_relaxed));
+    t->fn(t->context, t->n_items - left, thread);
+    atomic_fetch_sub_explicit(&t->undone, 1, memory_order_release);
+    return true;
+}
+
+/* Sleeps until there are items; false at the team's end. */
+static bool sleep_until_work(team *t) {
     pthread_mutex_lock(&t->mutex);
     atomic_fetch_add(&t->sleepers, 1);
-    while (atomic_load(&t->generation) == generation) {
+    while (atomic_load(&t->untaken) == 0 && !t->ended) {
         pthread_cond_wait(&t->wake, &t->mutex);
     }
     atomic_fetch_sub(&t->sleepers, 1);
+    bool more = !t->ended;
     pthread_mutex_unlock(&t->mutex);
+    return more;
 }
 
-bool team_next(team *t, int slot, size_t n, size_t *item) {
-    *item = atomic_fetch_add_explicit(&t->next[slot], 1, memory_order_relaxed);
-    return *item < n;
+static void *member_main(void *arg) {
+    const member *m = arg;
+    fesetenv(FE_DFL_ENV);
+    do {
+        for (int idle = 0; idle < SPINS; idle++) {
+            if (do_item(m->team, m->number)) {
+                idle = 0;
+            } else {
+                spin_pause();
+            }
+        }
+    } while (sleep_until_work(m->team));
+    return NULL;
+}
+
+void team_each(team *t, size_t n, team_fn fn, void *context) {
+    if (t->n == 1 || n <= 1) {
+        for (size_t i = 0; i < n; i++) {
+            fn(context, i, 0);
+        }
+        return;
+    }
+    t->fn = fn;
+    t->context = context;
+    t->n_items = n;
+    atomic_store_explicit(&t->undone, n, memory_order_relaxed);
+    atomic_store(&t->untaken, n);
+    if (atomic_load(&t->sleepers) > 0) {
+        pthread_mutex_lock(&t->mutex);
+        pthread_cond_broadcast(&t->wake);
+        pthread_mutex_unlock(&t->mutex);
+    }
+    while (do_item(t, 0)) {
+    }
+    while (atomic_load_explicit(&t->undone, memory_order_acquire) > 0) {
+        spin_pause();
+    }
 }
 
 int team_size(const team *t) {
     return t->n;
 }
 
-static void *member_main(void *arg) {
-    const member *m = arg;
-    team *t = m->team;
-    pthread_mutex_lock(&t->mutex); /* until all have been started and t->n is known */
-    pthread_mutex_unlock(&t->mutex);
-    for (;;) {
-        team_barrier(t); /* the call begins */
-        if (t->fn == NULL) {
-            return NULL;
-        }
-        t->fn(t->context, m->number);
-        team_barrier(t); /* the call ends */
-    }
-}
-
-void team_run(team *t, team_fn fn, void *context) {
-    t->fn = fn;
-    t->context = context;
-    team_barrier(t);
-    fn(context, 0);
-    team_barrier(t);
-}
-
 void team_free(team *t) {
     if (t == NULL) {
         return;
     }
-    t->fn = NULL;
-    team_barrier(t);
+    pthread_mutex_lock(&t->mutex);
+    t->ended = true;
+    pthread_cond_broadcast(&t->wake);
+    pthread_mutex_unlock(&t->mutex);
     for (int i = 0; i < t->n - 1; i++) {
         pthread_join(t->members[i].thread, NULL);
     }
@@ -140,14 +153,12 @@ hepta_status team_create(int n, team **out, hepta_error *err) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_mutex_lock(&t->mutex);
     int code = 0;
     for (t->n = 1; t->n < n && code == 0; t->n += code == 0) {
         member *m = &members[t->n - 1];
         *m = (member){.team = t, .number = t->n};
         code = pthread_create(&m->thread, NULL, member_main, m);
     }
-    pthread_mutex_unlock(&t->mutex);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code != 0) {
         team_free(t);

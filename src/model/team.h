@@ -1,38 +1,34 @@
 /*
- * team.h - a few threads that compute together: shared loops and barriers, no work queue.
+ * team.h - a few threads that share the items of a loop.
  *
- * A team of n has the caller's thread as number 0 and n - 1 threads of its own, which sleep
- * between calls. team_run lets all of them run one function; inside it team_next hands out the
- * items of a loop and team_barrier waits for everyone.
+ * team_each(t, n, fn, context) calls fn for items 0 .. n-1, in any order, on the caller's thread
+ * and on those threads of the team that are free, and returns when all have been done. A thread
+ * of the team that is not running, because other processes have its core, holds nobody up unless
+ * it was stopped in the middle of an item.
  *
- * Why not OpenMP: its runtimes spin at barriers for a millisecond or more and cannot be told
- * otherwise by a library, which makes generation ten times slower as soon as other processes
- * want the same cores. Here a thread spins for some microseconds, then sleeps.
+ * Why not OpenMP: its runtimes wait at the end of a loop until every thread has come there, and
+ * spin for milliseconds meanwhile, which a library cannot change. That makes generation ten
+ * times slower as soon as other processes want the same cores.
  */
 #ifndef MODEL_TEAM_H
 #define MODEL_TEAM_H
 
 #include "base/base.h"
 
-/* Shared loops that may run between two barriers, each with a slot of its own. */
-enum { TEAM_SLOTS = 4, TEAM_MAX_THREADS = 4096 };
+enum { TEAM_MAX_THREADS = 4096 };
 
 typedef struct team team;
-typedef void (*team_fn)(void *context, int thread);
+typedef void (*team_fn)(void *context, size_t item, int thread); /* thread: 0 is the caller's */
 
-/* Starts n - 1 threads, 1 <= n <= TEAM_MAX_THREADS. They take no signals. */
+/*
+ * Starts n - 1 threads, 1 <= n <= TEAM_MAX_THREADS. They take no signals, compute in the default
+ * floating-point environment, and sleep when there is nothing to do.
+ */
 hepta_status team_create(int n, team **out, hepta_error *err);
 void team_free(team *t); /* t may be NULL */
 
-/* Runs fn(context, thread) on threads 0 .. n-1 and returns when all have; one call at a time. */
-void team_run(team *t, team_fn fn, void *context);
-
-/* Within fn: takes an item of the loop over 0 .. n-1 that uses this slot; false when none is
- * left. The next barrier makes the slot free again. */
-bool team_next(team *t, int slot, size_t n, size_t *item);
-
-/* Within fn: returns when all threads have come here; what they wrote is visible after it. */
-void team_barrier(team *t);
+/* One call at a time. What the items write is visible after it. */
+void team_each(team *t, size_t n, team_fn fn, void *context);
 
 int team_size(const team *t);
 
