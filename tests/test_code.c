@@ -12,6 +12,11 @@
 
 enum { N_RATES = CODE_MAX_RATE - CODE_MIN_RATE + 1 };
 
+/* $HEPTA_FAST: less of the slow tests, for sanitizers and emulators. */
+static bool fast(void) {
+    return getenv("HEPTA_FAST") != NULL;
+}
+
 /* ---- The definition, bit by bit ---------------------------------------- */
 
 /* Where the bits of weight k end. */
@@ -215,20 +220,21 @@ TEST(code_encode_is_optimal) {
 
 /* Beyond it, decisions are taken 192 weights late: what that costs. */
 TEST(code_encode_long_rows) {
-    enum { N = 6144 };
+    enum { N = 3072 };
+    const size_t n = fast() ? 1024 : N;
     static float x[N];
     static uint8_t bits[N / CODE_BLOCK * CODE_MAX_RATE];
     for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
         const struct code_table *t = code_table_get(rate);
         const float scale = 1.0f;
-        for (size_t k = 0; k < N; k++) {
+        for (size_t k = 0; k < n; k++) {
             x[k] = test_random_gauss() * t->unit;
         }
         hepta_error err;
-        CHECK_OK(code_encode_rows(t, x, &scale, 1, N, bits, code_row_bytes(rate, N), (size_t)rate,
+        CHECK_OK(code_encode_rows(t, x, &scale, 1, n, bits, code_row_bytes(rate, n), (size_t)rate,
                                   1, &err));
-        const double cost = (double)decoded_cost(t, bits, x, N);
-        const double best = (double)search_cost(t, x, N);
+        const double cost = (double)decoded_cost(t, bits, x, n);
+        const double best = (double)search_cost(t, x, n);
         test_note("%.1f bits: squared error %.4f %% above the full search", rate / 2.0,
                   100.0 * (cost / best - 1.0));
         CHECK(cost >= best && cost < 1.002 * best);
@@ -245,7 +251,7 @@ TEST(code_encode_every_width) {
     uint8_t v[N];
     for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
         const struct code_table *t = code_table_get(rate);
-        for (size_t n = CODE_BLOCK; n <= N; n += CODE_BLOCK) {
+        for (size_t n = CODE_BLOCK; n <= N; n += fast() ? 9 * CODE_BLOCK : CODE_BLOCK) {
             float scale[CODE_BLOCK];
             for (size_t r = 0; r < CODE_BLOCK; r++) {
                 scale[r] = 0.01f * (float)(r + 1);
@@ -310,7 +316,7 @@ TEST(code_encode_same_bytes) {
                 continue;
             }
             CHECK(code_encode_force(name));
-            for (int threads = 1; threads <= 4; threads++) {
+            for (int threads = 1; threads <= 4; threads += fast() ? 3 : 1) {
                 memset(got, 0, sizeof got);
                 CHECK_OK(code_encode_rows(t, x, scale, ROWS, N, got, bytes, (size_t)rate, threads,
                                           &err));
@@ -412,31 +418,33 @@ TEST(code_encode_errors) {
 
 TEST(code_error_bars) {
     enum { ROWS = 16, N = 4096 };
+    const size_t n = fast() ? 1024 : N; /* the promise is tested on the full length */
+    const double slack = fast() ? 1.03 : 1.0;
     static const double bars[N_RATES] = {27.5, 19.6, 13.8, 9.75, 7.0}; /* % of sigma */
     static float x[ROWS * N], scale[ROWS];
     static uint8_t out[ROWS * N], v[N];
     for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
         const struct code_table *t = code_table_get(rate);
-        const size_t bytes = code_row_bytes(rate, N);
-        for (size_t i = 0; i < ROWS * N; i++) {
+        const size_t bytes = code_row_bytes(rate, n);
+        for (size_t i = 0; i < ROWS * n; i++) {
             x[i] = test_random_gauss();
         }
         for (size_t r = 0; r < ROWS; r++) {
             scale[r] = 1.0f / t->unit;
         }
         hepta_error err;
-        CHECK_OK(code_encode_rows(t, x, scale, ROWS, N, out, bytes, (size_t)rate, 2, &err));
+        CHECK_OK(code_encode_rows(t, x, scale, ROWS, n, out, bytes, (size_t)rate, 2, &err));
         double sum = 0.0;
         for (size_t r = 0; r < ROWS; r++) {
-            code_decode_row(t, out + r * bytes, (size_t)rate, N, v);
-            for (size_t k = 0; k < N; k++) {
-                const double e = (double)x[r * N + k] - (v[k] - 64) / (double)t->unit;
+            code_decode_row(t, out + r * bytes, (size_t)rate, n, v);
+            for (size_t k = 0; k < n; k++) {
+                const double e = (double)x[r * n + k] - (v[k] - 64) / (double)t->unit;
                 sum += e * e;
             }
         }
-        const double percent = 100.0 * sqrt(sum / (ROWS * N));
+        const double percent = 100.0 * sqrt(sum / (double)(ROWS * n));
         test_note("%.1f bits: RMSE %.2f %% of sigma, bar %.2f %%, bound %.2f %%", rate / 2.0,
                   percent, bars[rate - CODE_MIN_RATE], 100.0 * pow(2.0, -rate / 2.0));
-        CHECK(percent <= bars[rate - CODE_MIN_RATE]);
+        CHECK(percent <= slack * bars[rate - CODE_MIN_RATE]);
     }
 }

@@ -63,6 +63,11 @@ typedef struct encoder {
     uint8_t good[STATES_MAX];
 } encoder;
 
+/* Vectors are loaded and stored aligned; memory_alloc() gives 64 bytes. */
+_Static_assert(offsetof(encoder, distance) % 64 == 0 && offsetof(encoder, x) % 64 == 0 &&
+                   offsetof(encoder, cost) % 64 == 0 && offsetof(encoder, back) % 64 == 0,
+               "alignment");
+
 typedef void step_fn(const int32_t *cost, int32_t *next, const int32_t *distance,
                      const step_hash *hash, int32_t *back);
 

@@ -52,7 +52,7 @@ STEP_BODY(int b, int d, const int32_t *restrict cost, int32_t *restrict next,
                 }
                 *(STEP_VEC *)(next + ((a << shared) + m) * LANES + p * STEP_WIDTH) = best;
                 /* The first entry of a word ends up lowest: shift in from the top. */
-                w = (STEP_VEC)((STEP_UVEC)w >> entry) | best << (32 - entry);
+                w = (STEP_VEC)((STEP_UVEC)w >> entry | (STEP_UVEC)best << (32 - entry));
                 if ((filled + a + 1) % per_word == 0) {
                     *(STEP_VEC *)(back + ((m << b) + a) / per_word * LANES + p * STEP_WIDTH) = w;
                 }
