@@ -290,42 +290,50 @@ static inline __m512 load_scales(const packed_matrix *w, uint32_t row, uint32_t 
 
 /* ---- One token --------------------------------------------------------- */
 
-/* The values of one tile, its first tile or a later one; int8 tiles are not decoded. */
-#define TILE(p, mask) decode_tile(d, four_bits, _mm512_maskz_loadu_epi8(mask, (p)-d->tile_bytes))
+/* How far ahead of the tile at hand the codes are fetched; they are read once, in order. */
+enum { PREFETCH = 3072 };
 
-/* Sixteen rows against one token in split order: four strips at once. */
-static inline __m512i dot_strips(const decoder *d, bool four_bits, const uint8_t *const strip[4],
-                                 const int8_t *x, uint32_t n_tiles) {
-    const uint8_t *p0 = strip[0], *p1 = strip[1], *p2 = strip[2], *p3 = strip[3];
+/* One strip against one token in split order: the four sums of each row. */
+static inline __m512i dot_strip(const decoder *d, bool four_bits, const uint8_t *p, const int8_t *x,
+                                uint32_t n_tiles) {
     const size_t step = d->tile_bytes;
-    __m512i xv = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)x));
-    const __m512i zero = _mm512_setzero_si512();
-    __m512i a0 = _mm512_dpbusd_epi32(zero, TILE(p0, d->first), xv);
-    __m512i a1 = _mm512_dpbusd_epi32(zero, TILE(p1, d->first), xv);
-    __m512i a2 = _mm512_dpbusd_epi32(zero, TILE(p2, d->first), xv);
-    __m512i a3 = _mm512_dpbusd_epi32(zero, TILE(p3, d->first), xv);
-    for (uint32_t i = 1; i < n_tiles; i++) {
-        p0 += step, p1 += step, p2 += step, p3 += step, x += 16;
-        xv = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)x));
-        a0 = _mm512_dpbusd_epi32(a0, TILE(p0, d->later), xv);
-        a1 = _mm512_dpbusd_epi32(a1, TILE(p1, d->later), xv);
-        a2 = _mm512_dpbusd_epi32(a2, TILE(p2, d->later), xv);
-        a3 = _mm512_dpbusd_epi32(a3, TILE(p3, d->later), xv);
+    __m512i a0 = _mm512_setzero_si512(), a1 = a0, a2 = a0, a3 = a0;
+#define TILE(sum, i, mask)                                                                         \
+    sum = _mm512_dpbusd_epi32(                                                                     \
+        sum,                                                                                       \
+        decode_tile(d, four_bits, _mm512_maskz_loadu_epi8(mask, p + (i)*step - d->tile_bytes)),    \
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(x + 16 * (i)))))
+    TILE(a0, 0, d->first);
+    uint32_t left = n_tiles - 1;
+    p += step, x += 16;
+    for (; left >= 4; left -= 4, p += 4 * step, x += 64) {
+        _mm_prefetch((const char *)p + PREFETCH, _MM_HINT_T0);
+        _mm_prefetch((const char *)p + PREFETCH + 64, _MM_HINT_T0);
+        TILE(a0, 0, d->later);
+        TILE(a1, 1, d->later);
+        TILE(a2, 2, d->later);
+        TILE(a3, 3, d->later);
     }
-    return sum_rows(a0, a1, a2, a3);
+    for (; left > 0; left--, p += step, x += 16) {
+        TILE(a0, 0, d->later);
+    }
+#undef TILE
+    return _mm512_add_epi32(_mm512_add_epi32(a0, a1), _mm512_add_epi32(a2, a3));
 }
 
-static inline __m512i dot_strips_i8(const uint8_t *const strip[4], const int8_t *x,
-                                    uint32_t n_tiles) {
-    __m512i a0 = _mm512_setzero_si512(), a1 = a0, a2 = a0, a3 = a0;
-    for (size_t i = 0; i < n_tiles; i++, x += 16) {
-        __m512i xv = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)x));
-        a0 = _mm512_dpbusd_epi32(a0, load_i8(strip[0] + 64 * i), xv);
-        a1 = _mm512_dpbusd_epi32(a1, load_i8(strip[1] + 64 * i), xv);
-        a2 = _mm512_dpbusd_epi32(a2, load_i8(strip[2] + 64 * i), xv);
-        a3 = _mm512_dpbusd_epi32(a3, load_i8(strip[3] + 64 * i), xv);
+static inline __m512i dot_strip_i8(const uint8_t *p, const int8_t *x, uint32_t n_tiles) {
+    __m512i a0 = _mm512_setzero_si512(), a1 = a0;
+    for (size_t i = 0; i < n_tiles; i++) {
+        const __m512i xv =
+            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(x + 16 * i)));
+        _mm_prefetch((const char *)p + 64 * i + PREFETCH, _MM_HINT_T0);
+        if (i % 2 == 0) {
+            a0 = _mm512_dpbusd_epi32(a0, load_i8(p + 64 * i), xv);
+        } else {
+            a1 = _mm512_dpbusd_epi32(a1, load_i8(p + 64 * i), xv);
+        }
     }
-    return sum_rows(a0, a1, a2, a3);
+    return _mm512_add_epi32(a0, a1);
 }
 
 static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
@@ -346,14 +354,15 @@ static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
     const __m512i offset = _mm512_mullo_epi32(_mm512_set1_epi32(centre), _mm512_set1_epi32(x->sum));
     for (uint32_t r = row_begin; r < row_end; r += 16) {
         const uint32_t n = row_end - r < 16 ? row_end - r : 16;
-        const uint8_t *strip[4];
-        for (uint32_t s = 0; s < 4; s++) { /* strips past the end repeat the last one */
-            uint32_t used = 4 * s < n ? s : (n - 1) / 4;
-            strip[s] = w->codes + (r / 4 + used) * strip_bytes;
+        __m512i strip[4];
+        for (uint32_t s = 0; s < 4; s++) {
+            const uint8_t *p = w->codes + (r / 4 + s) * strip_bytes;
+            strip[s] = 4 * s >= n        ? _mm512_setzero_si512()
+                       : half_bits == 16 ? dot_strip_i8(p, q, n_tiles)
+                       : half_bits == 8  ? dot_strip(&d, true, p, q, n_tiles)
+                                         : dot_strip(&d, false, p, q, n_tiles);
         }
-        __m512i sums = half_bits == 16  ? dot_strips_i8(strip, q, n_tiles)
-                       : half_bits == 8 ? dot_strips(&d, true, strip, q, n_tiles)
-                                        : dot_strips(&d, false, strip, q, n_tiles);
+        __m512i sums = sum_rows(strip[0], strip[1], strip[2], strip[3]);
         __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, offset));
         v_store_n(y + r, n, v_mul(v_mul(sum, load_scales(w, r, n)), _mm512_set1_ps(x->scale)));
     }
