@@ -167,6 +167,23 @@ static inline float v_sum(f32x16 x) {
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
+/* Vectors are halved and joined until each lane holds one sum: the tree of v_sum, lane by lane.
+ */
+static inline __m256 join4(f32x16 x, f32x16 y) {
+    __m256 a = _mm256_add_ps(x.a, x.b), b = _mm256_add_ps(y.a, y.b);
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+static inline __m256 sum8(const f32x16 x[8]) {
+    __m256 a = join4(x[0], x[4]), b = join4(x[1], x[5]);
+    __m256 c = join4(x[2], x[6]), d = join4(x[3], x[7]);
+    __m256 ab = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    __m256 cd = _mm256_add_ps(_mm256_shuffle_ps(c, d, 0x44), _mm256_shuffle_ps(c, d, 0xee));
+    return _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x88), _mm256_shuffle_ps(ab, cd, 0xdd));
+}
+static inline f32x16 v_sum16(const f32x16 x[16]) {
+    return BOTH(f32x16, sum8(x), sum8(x + 8));
+}
+
 /* The lanes are within -128..127. */
 static inline void v_narrow(int8_t *p, uint32_t n, u32x16 x) {
     __m256i words = _mm256_packs_epi32(x.a, x.b); /* 0..3, 8..11 | 4..7, 12..15 */

@@ -121,6 +121,25 @@ static inline float v_sum(f32x16 x) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
+/* Vectors are halved and joined until each lane holds one sum: the tree of v_sum, lane by lane. */
+static inline f32x16 join8(f32x16 a, f32x16 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+static inline f32x16 join4(f32x16 a, f32x16 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+/* The vectors of items i, i + 4, i + 8, i + 12, in the 128-bit lanes of one. */
+static inline f32x16 join_every_fourth(const f32x16 *x) {
+    return join4(join8(x[0], x[4]), join8(x[8], x[12]));
+}
+static inline f32x16 v_sum16(const f32x16 x[16]) {
+    const f32x16 a = join_every_fourth(x), b = join_every_fourth(x + 1);
+    const f32x16 c = join_every_fourth(x + 2), d = join_every_fourth(x + 3);
+    const f32x16 ab = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    const f32x16 cd = _mm512_add_ps(_mm512_shuffle_ps(c, d, 0x44), _mm512_shuffle_ps(c, d, 0xee));
+    return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x88), _mm512_shuffle_ps(ab, cd, 0xdd));
+}
+
 static inline void v_narrow(int8_t *p, uint32_t n, u32x16 x) {
     _mm_mask_storeu_epi8(p, first_lanes(n), _mm512_cvtepi32_epi8(x));
 }

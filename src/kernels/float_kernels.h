@@ -10,6 +10,7 @@
  *     v_load_half, v_load_half_n: from binary16
  *     v_set1, v_zero, v_add, v_sub, v_mul, v_div, v_max(a, b) = a > b ? a : b, v_min
  *     v_sum           the tree of docs/NUMERICS.md
+ *     v_sum16(x)      the same for 16 vectors: lane i of the result is v_sum(x[i])
  *     v_bits, v_float, u_set1, u_add, u_sub, u_and, u_max (signed), u_shift_left, u_shift_right
  *     v_swap1, v_swap2, v_swap4, v_swap8: lane l from lane l ^ 1, 2, 4, 8
  *     v_negate(x); v_flip1, v_flip2, v_flip4, v_flip8: the same in lanes that have this bit set
@@ -237,17 +238,47 @@ static inline f32x16 load_cache(const uint8_t *row, size_t d, bool f16, bool who
     return whole ? v_load(p) : v_load_n(p, n);
 }
 
-static inline float attention_dot(const float *q, const uint8_t *k, bool f16, uint32_t head_dim) {
-    f32x16 lanes = v_zero();
+/* The lanes of q . k for four neighbouring positions, 4 or 1 of which are wanted. */
+static inline void attention_lanes(const float *q, const uint8_t *k, size_t row_bytes, bool f16,
+                                   uint32_t head_dim, int positions, f32x16 *lanes) {
+    for (int j = 0; j < positions; j++) {
+        lanes[j] = v_zero();
+    }
     uint32_t d = 0;
     for (; d + 16 <= head_dim; d += 16) {
-        lanes = v_add(lanes, v_mul(v_load(q + d), load_cache(k, d, f16, true, 16)));
+        const f32x16 a = v_load(q + d);
+        for (int j = 0; j < positions; j++) {
+            f32x16 b = load_cache(k + (size_t)j * row_bytes, d, f16, true, 16);
+            lanes[j] = v_add(lanes[j], v_mul(a, b));
+        }
     }
     if (d < head_dim) {
-        uint32_t n = head_dim - d;
-        lanes = v_add(lanes, v_mul(v_load_n(q + d, n), load_cache(k, d, f16, false, n)));
+        const uint32_t n = head_dim - d;
+        const f32x16 a = v_load_n(q + d, n);
+        for (int j = 0; j < positions; j++) {
+            f32x16 b = load_cache(k + (size_t)j * row_bytes, d, f16, false, n);
+            lanes[j] = v_add(lanes[j], v_mul(a, b));
+        }
     }
-    return v_sum(lanes);
+}
+
+/* score[j] = (q . k_j) * scale */
+static inline void attention_scores(const float *q, const uint8_t *k, size_t row_bytes, bool f16,
+                                    uint32_t n_pos, uint32_t head_dim, float scale, float *score) {
+    uint32_t j = 0;
+    for (; j + 16 <= n_pos; j += 16) {
+        f32x16 lanes[16];
+        for (int i = 0; i < 16; i += 4) {
+            attention_lanes(q, k + (j + (size_t)i) * row_bytes, row_bytes, f16, head_dim, 4,
+                            lanes + i);
+        }
+        v_store(score + j, v_mul(v_sum16(lanes), v_set1(scale)));
+    }
+    for (; j < n_pos; j++) {
+        f32x16 lanes;
+        attention_lanes(q, k + j * row_bytes, row_bytes, f16, head_dim, 1, &lanes);
+        score[j] = v_sum(lanes) * scale;
+    }
 }
 
 /* out[d ..] = sum_j p_j v_jd, j in order, for four vectors or one, the latter of n <= 16 items. */
@@ -283,14 +314,26 @@ static inline void attention_values1(const float *p, const uint8_t *v, size_t ro
 static inline void attention_block(const float *q, const uint8_t *k, const uint8_t *v,
                                    size_t row_bytes, bool f16, uint32_t n, uint32_t head_dim,
                                    float scale, float *max, float *sum, float *out, float *score) {
+    attention_scores(q, k, row_bytes, f16, n, head_dim, scale, score);
     float block_max = -INFINITY;
-    for (uint32_t j = 0; j < n; j++) {
-        score[j] = attention_dot(q, k + j * row_bytes, f16, head_dim) * scale;
+    uint32_t j = 0;
+    if (n >= 16) {
+        f32x16 highest = v_set1(-INFINITY);
+        for (; j + 16 <= n; j += 16) {
+            highest = v_max(v_load(score + j), highest); /* NaN is passed over, as below */
+        }
+        float each[16];
+        v_store(each, highest);
+        for (int l = 0; l < 16; l++) {
+            block_max = each[l] > block_max ? each[l] : block_max;
+        }
+    }
+    for (; j < n; j++) {
         block_max = score[j] > block_max ? score[j] : block_max;
     }
     const f32x16 shift = v_set1(block_max);
     f32x16 lanes = v_zero();
-    uint32_t j = 0;
+    j = 0;
     for (; j + 16 <= n; j += 16) {
         f32x16 p = v_exp(v_sub(v_load(score + j), shift));
         lanes = v_add(lanes, p);
