@@ -6,7 +6,7 @@
  * the same residual stream. So the error saved per bit spent is  c * (4^-R - 4^-(R + 1/2)) / (n/2)
  * with c a factor per kind of tensor, and small tensors deserve more bits than big ones.
  * Starting from the lowest rate allowed, the tensor with the best saving gets another half bit
- * until nothing fits. Rates stay within half a bit of the target where the budget allows.
+ * until nothing fits. Rates stay within one bit of the target where the budget allows.
  *
  * Everything is exact integer or correctly rounded arithmetic in a fixed order: the same plan on
  * every machine. The measurements behind the factors: docs/QUALITY.md.
@@ -24,19 +24,27 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && memcmp(s + n - m, end, m) == 0;
 }
 
-/* Weight of a tensor's relative error in the error of the logits, against an average one. */
-static double sensitivity(const char *name) {
+/*
+ * Weight of a tensor's relative error in the error of the logits, against a gate's: measured as the
+ * KL divergence at 3 bits, one kind at a time, on the bundled model (docs/QUALITY.md). The matrix
+ * that makes the logits stands out; `tied` when the embedding is that matrix.
+ */
+static double sensitivity(const char *name, bool tied) {
     static const struct {
         const char *end;
         double factor;
     } kinds[] = {
-        {"token_embd.weight", 8},  {"output.weight", 8},   {"attn_v.weight", 2},
-        {"attn_output.weight", 1}, {"ffn_down.weight", 2},
+        {".attn_q.weight", 0.5},      {".attn_k.weight", 0.5},   {".attn_v.weight", 2},
+        {".attn_output.weight", 1.5}, {".ffn_down.weight", 1.5},
     };
+    if (strcmp(name, "output.weight") == 0 || (tied && strcmp(name, "token_embd.weight") == 0)) {
+        return 50;
+    }
+    if (strcmp(name, "token_embd.weight") == 0) {
+        return 8;
+    }
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
-        if (strcmp(name, kinds[i].end) == 0 ||
-            (strchr(kinds[i].end, '_') != NULL && strncmp(name, "blk.", 4) == 0 &&
-             ends_with(name, kinds[i].end))) {
+        if (ends_with(name, kinds[i].end)) {
             return kinds[i].factor;
         }
     }
@@ -51,13 +59,13 @@ static uint64_t packed_bytes(const tensor *t, uint32_t half_bits) {
 }
 
 /* Error saved per byte when t goes from `half_bits` to half_bits + 1. */
-static double saving(const tensor *t, uint32_t half_bits) {
+static double saving(const tensor *t, uint32_t half_bits, bool tied) {
     double error = 1;
     for (uint32_t i = 0; i < half_bits; i++) {
         error *= 0.5; /* 4^-(half_bits / 2) */
     }
     uint64_t bytes = packed_bytes(t, half_bits + 1) - packed_bytes(t, half_bits);
-    return sensitivity(t->name) * (error * 0.5) / (double)bytes;
+    return sensitivity(t->name, tied) * (error * 0.5) / (double)bytes;
 }
 
 hepta_status plan_rates(const tensor *tensors, size_t n, double bits, uint32_t *half_bits,
@@ -69,9 +77,13 @@ hepta_status plan_rates(const tensor *tensors, size_t n, double bits, uint32_t *
                          "%g bits per weight: expected 2, 2.5, 3, 3.5, 4 or 8", bits);
     }
     bool on_top = target == HALF_BITS_MIN || target == HALF_BITS_INT8;
-    uint32_t low = target > HALF_BITS_MIN + 1 ? target - 1 : HALF_BITS_MIN;
-    uint32_t high = target < HALF_BITS_MAX ? target + 1 : HALF_BITS_MAX;
+    uint32_t low = target > HALF_BITS_MIN + 2 ? target - 2 : HALF_BITS_MIN;
+    uint32_t high = target + 2 < HALF_BITS_MAX ? target + 2 : HALF_BITS_MAX;
     uint64_t used = 0, budget = 0;
+    bool tied = true;
+    for (size_t i = 0; i < n; i++) {
+        tied = tied && strcmp(tensors[i].name, "output.weight") != 0;
+    }
     for (;; low--) {
         uint64_t n_weights = 0;
         used = 0;
@@ -104,7 +116,7 @@ hepta_status plan_rates(const tensor *tensors, size_t n, double bits, uint32_t *
             }
             uint64_t more = packed_bytes(&tensors[i], half_bits[i] + 1) -
                             packed_bytes(&tensors[i], half_bits[i]);
-            double s = saving(&tensors[i], half_bits[i]);
+            double s = saving(&tensors[i], half_bits[i], tied);
             if (used + more <= budget && s > best_saving) {
                 best = i;
                 best_saving = s;
