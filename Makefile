@@ -90,6 +90,9 @@ $(BUILD)/test: $(TEST_OBJECTS) $(BUILD)/libhepta.a
 $(BUILD)/logits_dump: $(BUILD)/tests/logits_dump.o $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
+$(BUILD)/sensitivity: $(BUILD)/tools/sensitivity/sensitivity.o $(BUILD)/libhepta.a
+	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
 # Tests of the layers that need libc alone, for cross builds: ENGINE_ONLY=1.
 ENGINE_TESTS := $(addprefix tests/,main.c test_base.c test_code.c test_kernels.c test_format.c \
 	test_format_hepta.c)
