@@ -20,7 +20,8 @@
 
 enum { CTX = 512 };
 
-static const char *chosen; /* tensors whose name contains this get `chosen_half_bits` */
+static const char
+    *chosen; /* a name, or its end behind a layer's number, that gets chosen_half_bits */
 static uint32_t chosen_half_bits, other_half_bits;
 
 bool plan_is_packed(const tensor *t) {
@@ -32,7 +33,9 @@ hepta_status plan_rates(const tensor *tensors, size_t n, double bits, uint32_t *
     (void)bits;
     (void)err;
     for (size_t i = 0; i < n; i++) {
-        bool is_chosen = strstr(tensors[i].name, chosen) != NULL;
+        const char *name = tensors[i].name;
+        bool is_chosen =
+            strcmp(name, chosen) == 0 || (chosen[0] == '.' && strstr(name, chosen) != NULL);
         half_bits[i] = !plan_is_packed(&tensors[i]) ? 0
                        : is_chosen                  ? chosen_half_bits
                                                     : other_half_bits;
@@ -118,9 +121,11 @@ static void measure(const char *model, const char *scratch, const int32_t *windo
 }
 
 int main(int argc, char **argv) {
-    static const char *const kinds[] = {"token_embd", "output.weight", "attn_q",
-                                        "attn_k",     "attn_v",        "attn_output",
-                                        "ffn_gate",   "ffn_up",        "ffn_down"};
+    static const char *const kinds[] = {
+        "token_embd.weight", "output.weight",  ".attn_q.weight",
+        ".attn_k.weight",    ".attn_v.weight", ".attn_output.weight",
+        ".ffn_gate.weight",  ".ffn_up.weight", ".ffn_down.weight",
+    };
     if (argc < 3) {
         fprintf(stderr, "usage: %s MODEL TEXT [WINDOWS]\n", argv[0]);
         return 2;
@@ -156,7 +161,7 @@ int main(int argc, char **argv) {
     printf("%-22s %8s %12s\n", "3 bits, the rest 8", "bits/w", "mean KL");
     chosen_half_bits = 6;
     other_half_bits = HALF_BITS_INT8;
-    chosen = "no such tensor";
+    chosen = "";
     measure(argv[1], scratch, windows, n_windows, base, "none");
     for (size_t k = 0; k < sizeof kinds / sizeof kinds[0]; k++) {
         chosen = kinds[k];
