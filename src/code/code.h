@@ -56,7 +56,7 @@ void code_decode_row(const struct code_table *table, const uint8_t *bits, size_t
  * A scale that is not positive and finite codes the row as zeros; values beyond 256 scales
  * (and infinities) count as 256, NaN as -256: callers reject them. `threads` <= 0 means 1.
  * The output does not depend on the instruction set or the number of threads.
- * Errors: HEPTA_ERROR_ARGUMENT for a ragged n, HEPTA_ERROR_MEMORY (about 28 MiB a thread).
+ * Errors: HEPTA_ERROR_ARGUMENT for a ragged n, HEPTA_ERROR_MEMORY (about 31 MiB a thread).
  */
 hepta_status code_encode_rows(const struct code_table *table, const float *x, const float *scale,
                               size_t rows, size_t n, uint8_t *out, size_t row_stride,

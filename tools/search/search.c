@@ -255,12 +255,15 @@ static double percent(double mse) {
     return 100.0 * sqrt(mse);
 }
 
+static int window = CODE_WINDOW; /* bits that count: fewer for comparison only */
+
 /* ---- Starts ------------------------------------------------------------ */
 
 /* Random columns; `structured` makes the symbols that enter and those that leave reach
  * different values of the upper hash bits. */
 static void draw_columns(candidate *c, bool structured) {
     struct code_table *t = &c->table;
+    const int first = CODE_WINDOW - window; /* older bits do not count */
     for (int p = 0; p < 2; p++) {
         for (int j = 0; j < 16; j++) {
             t->column[p][j] = (uint8_t)random_next();
@@ -273,9 +276,10 @@ static void draw_columns(candidate *c, bool structured) {
             }
             for (int j = 0; j < d; j++) { /* oldest: unitriangular there */
                 const uint8_t low = (uint8_t)((1u << (8 - d + j)) - 1);
-                t->column[p][j] = (uint8_t)((1u << (8 - d + j)) | (random_next() & low));
+                t->column[p][first + j] = (uint8_t)((1u << (8 - d + j)) | (random_next() & low));
             }
         }
+        memset(t->column[p], 0, (size_t)first);
     }
 }
 
@@ -508,21 +512,19 @@ static void climb(candidate *best, double limit, const char *path) {
             give_up = diff / n > 0.004 / sqrt(n);
         }
         tried++;
-        if (!give_up && diff < -0.0005 * POOL) {
+        if (!give_up && diff < -0.001 * POOL) {
+            candidate fitted = c;
+            refit(&fitted, &st);
             *best = c;
-            refit(&c, &st); /* fitted values stand if they are better on new chunks */
-            const double old = refill(best);
-            double fitted = 0.0;
-            for (int i = 0; i < POOL; i++) {
-                fitted += evaluate(&c, pool[i], ROWS, WIDTH, NULL);
-            }
-            best_mse = old;
-            if (fitted / POOL < old || !values_from_params(best)) {
-                *best = c;
-                best_mse = fitted / POOL;
-                memset(&pool_stats, 0, sizeof pool_stats);
-                for (int i = 0; i < POOL; i++) {
-                    pool_mse[i] = evaluate(best, pool[i], ROWS, WIDTH, &pool_stats);
+            best_mse = refill(best);
+            if (memcmp(fitted.param, c.param, sizeof c.param) != 0 && values_from_params(&fitted)) {
+                double total = 0.0; /* fitted values stand if they are better on new chunks */
+                for (int k = 0; k < POOL; k++) {
+                    total += evaluate(&fitted, pool[k], ROWS, WIDTH, NULL);
+                }
+                if (total / POOL < best_mse) {
+                    *best = fitted;
+                    best_mse = refill(best);
                 }
             }
             accepted++;
@@ -614,9 +616,9 @@ static int emit(char **paths) {
 
 static int usage(void) {
     fputs("usage: search find RATE FORM SEED SECONDS STARTS UNIT FILE   RATE in half bits\n"
-          "       search forms RATE SEED STARTS UNIT\n"
+          "       search forms RATE SEED STARTS UNIT WINDOW\n"
           "       search climb SEED SECONDS FROM FILE\n"
-          "       search judge SEED WEIGHTS FILE...\n"
+          "       search judge SEED WEIGHTS WIDTH FILE...\n"
           "       search emit FILE... > src/code/tables.c\n"
           "forms:",
           stderr);
@@ -637,7 +639,8 @@ int main(int argc, char **argv) {
         climb(&c, atof(argv[5]), argv[8]);
         return 0;
     }
-    if (argc == 6 && strcmp(argv[1], "forms") == 0) {
+    if (argc == 7 && strcmp(argv[1], "forms") == 0) {
+        window = atoi(argv[6]);
         const int rate = atoi(argv[2]);
         for (int f = 0; f < (int)(sizeof forms / sizeof forms[0]); f++) {
             random_state = strtoull(argv[3], NULL, 10);
@@ -651,16 +654,19 @@ int main(int argc, char **argv) {
         climb(&c, atof(argv[3]), argv[5]);
         return 0;
     }
-    if (argc > 4 && strcmp(argv[1], "judge") == 0) {
-        for (int i = 4; i < argc; i++) {
+    if (argc > 5 && strcmp(argv[1], "judge") == 0) {
+        const size_t weights = strtoull(argv[3], NULL, 10), width = strtoull(argv[4], NULL, 10);
+        if (width == 0 || width % CODE_BLOCK != 0 || width > CHUNK) {
+            return usage();
+        }
+        for (int i = 5; i < argc; i++) {
             if (!load(&c, argv[i])) {
                 fprintf(stderr, "%s: not a table\n", argv[i]);
                 return 1;
             }
-            const size_t weights = strtoull(argv[3], NULL, 10);
             printf("%s: rate %d form %s unit %.2f: rmse %.3f\n", argv[i], c.table.half_bits,
                    forms[c.form].name, (double)c.table.unit,
-                   judge(&c, WIDTH, weights, strtoull(argv[2], NULL, 10)));
+                   judge(&c, width, weights, strtoull(argv[2], NULL, 10)));
         }
         return 0;
     }
