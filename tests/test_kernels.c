@@ -136,7 +136,8 @@ static double ulps(double got, double expected) {
 
 TEST(math_exp_f32) {
     double worst = 0.0;
-    for (uint32_t u = 0; u < 0xff800000u; u += 257) {
+    const uint32_t step = getenv("HEPTA_FAST") != NULL ? 65521 : 257;
+    for (uint32_t u = 0; u < 0xff800000u - step; u += step) {
         float x = math_from_bits_f32(u);
         if (x < -104.0f || x > 88.72f) {
             continue;
@@ -162,7 +163,8 @@ static double relative(double got, long double expected) {
 
 TEST(math_f64) {
     double exp_error = 0.0, log_error = 0.0, trig_error = 0.0, turn_error = 0.0;
-    for (int i = 0; i < 400000; i++) {
+    const int n = getenv("HEPTA_FAST") != NULL ? 5000 : 400000;
+    for (int i = 0; i < n; i++) {
         double x = (uniform() - 0.5) * 1400.0, s, c;
         exp_error = fmax(exp_error, relative(math_exp_f64(x), expl((long double)x)));
         double y = i % 2 != 0 ? exp(x) : 0.5 + uniform();

@@ -8,8 +8,7 @@
  *        power of two and a shift cut out the newer and the older byte of each window
  *     2. the hash is linear, so it is the XOR of four lookups in tables of 16 (vpshufb), one per
  *        nibble of the window
- *     3. sixteen lookups by the low nibble of the hash and a tree of selections by its high bits
- *        give the value 0..127
+ *     3. two lookups, one for each half of the hash, add up to the value 0..127
  *     4. vpmaddubsw and vpmaddwd multiply with the activations; pairs of products stay below
  *        2 * 127 * 127 < 2^15, so that nothing saturates
  *
@@ -205,11 +204,14 @@ static inline void v_narrow(int8_t *p, uint32_t n, u32x16 x) {
 
 /* ---- Decoding ---------------------------------------------------------- */
 
+/* How far ahead of the tile at hand the codes are fetched; they are read once, in order. */
+enum { PREFETCH = 2048 };
+
 typedef struct decoder {
     __m256i newer[2], older[2]; /* step 1, even and odd weights: bytes of the window's byte ... */
     __m256i multiplier[2];      /* ... and the power of two that moves it to the upper half */
     __m256i nibble[2][4];       /* step 2: hashes of a nibble, the oldest first */
-    __m256i value[16];          /* step 3: value[16 * i + low nibble] */
+    __m256i high, low;          /* step 3 */
     uint32_t half_bits;
 } decoder;
 
@@ -240,6 +242,7 @@ static void fill_step1(const struct code_table *code, int odd, decoder *d) {
 }
 
 static void decoder_fill(uint32_t half_bits, decoder *d) {
+    memset(d, 0, sizeof *d);
     d->half_bits = half_bits;
     if (half_bits == 16) {
         return; /* int8 needs no decoding */
@@ -255,9 +258,8 @@ static void decoder_fill(uint32_t half_bits, decoder *d) {
             d->nibble[odd][n] = both_lanes(hash);
         }
     }
-    for (int i = 0; i < 16; i++) {
-        d->value[i] = both_lanes(code->value + 16 * i);
-    }
+    d->high = both_lanes(code->high);
+    d->low = both_lanes(code->low);
 }
 
 /* Step 1's source for rows r and r + 1 of the tile at p. */
@@ -290,22 +292,11 @@ static inline __m256i window_hash(const decoder *d, int odd, __m256i newer, __m2
     return _mm256_xor_si256(_mm256_xor_si256(h0, h1), _mm256_xor_si256(h2, h3));
 }
 
-/* value[hash] */
 static inline __m256i hash_value(const decoder *d, __m256i hash) {
-    const __m256i low = _mm256_and_si256(hash, _mm256_set1_epi8(15));
-    const __m256i bit4 = _mm256_slli_epi16(hash, 3), bit5 = _mm256_slli_epi16(hash, 2);
-    const __m256i bit6 = _mm256_slli_epi16(hash, 1); /* moved to each byte's top bit */
-    __m256i quarter[4];
-    for (int i = 0; i < 4; i++) {
-        __m256i v0 = _mm256_shuffle_epi8(d->value[4 * i], low);
-        __m256i v1 = _mm256_shuffle_epi8(d->value[4 * i + 1], low);
-        __m256i v2 = _mm256_shuffle_epi8(d->value[4 * i + 2], low);
-        __m256i v3 = _mm256_shuffle_epi8(d->value[4 * i + 3], low);
-        quarter[i] = _mm256_blendv_epi8(_mm256_blendv_epi8(v0, v1, bit4),
-                                        _mm256_blendv_epi8(v2, v3, bit4), bit5);
-    }
-    return _mm256_blendv_epi8(_mm256_blendv_epi8(quarter[0], quarter[1], bit6),
-                              _mm256_blendv_epi8(quarter[2], quarter[3], bit6), hash);
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i high = _mm256_and_si256(_mm256_srli_epi16(hash, 4), nibble);
+    return _mm256_add_epi8(_mm256_shuffle_epi8(d->high, high),
+                           _mm256_shuffle_epi8(d->low, _mm256_and_si256(hash, nibble)));
 }
 
 /* Steps 1 to 3. Reads up to 10 bytes past the tile and most of the tile before it. */
@@ -345,6 +336,7 @@ static void unpack_strip(const packed_matrix *w, const decoder *d, uint32_t row,
     memcpy(edge + tile_bytes, p, tile_bytes);
     decode_to(d, edge + tile_bytes, out);
     for (size_t i = 1; i + 1 < n_tiles; i++) {
+        _mm_prefetch((const char *)p + i * tile_bytes + PREFETCH, _MM_HINT_T0);
         decode_to(d, p + i * tile_bytes, out + 64 * i);
     }
     if (n_tiles > 1) {

@@ -9,7 +9,7 @@
  *        multishift cuts out the newer byte of every window; a second pair the older byte
  *     2. two affine transforms over GF(2) (vgf2p8affineqb), one per byte of the window, and an
  *        XOR make the hash: it is linear
- *     3. two lookups of 128 bytes (vpermi2b) and the hash's top bit give the value 0..127
+ *     3. two lookups (vpermb), one for each half of the hash, add up to the value 0..127
  *     4. vpdpbusd multiplies with the activations and adds up in int32
  *
  * Invariant: integer sums are exact in any order; the float kernels keep the 16 lanes of
@@ -155,7 +155,7 @@ typedef struct decoder {
     __m512i newer_bytes, newer_shifts;  /* step 1, the newer byte of the windows */
     __m512i older_bytes, older_shifts;  /* step 1, the older byte */
     __m512i newer_matrix, older_matrix; /* step 2 */
-    __m512i value[4];                   /* step 3 */
+    __m512i high, low;                  /* step 3 */
     __mmask64 first, later;             /* bytes of a load that exist, at a row's start and later */
     uint32_t tile_bytes;
 } decoder;
@@ -244,9 +244,14 @@ static decoder decoder_make(uint32_t half_bits) {
         d.newer_matrix = both_matrices(code->column[0] + 8, code->column[1] + 8);
         d.older_matrix = both_matrices(code->column[0], code->column[1]);
     }
-    for (int i = 0; i < 4; i++) {
-        d.value[i] = _mm512_loadu_si512(code->value + 64 * i);
+    /* vpermb looks at six bits: the tables repeat for those that are not meant. */
+    uint8_t high[64], low[64];
+    for (int i = 0; i < 64; i++) {
+        high[i] = code->high[i >> 2];
+        low[i] = code->low[i & 15];
     }
+    d.high = _mm512_loadu_si512(high);
+    d.low = _mm512_loadu_si512(low);
     d.tile_bytes = 4 * half_bits;
     d.later = half_bits == 8 ? ~(__mmask64)0 : ((__mmask64)1 << (8 * half_bits)) - 1;
     d.first = d.later & ~(((__mmask64)1 << (4 * half_bits)) - 1);
@@ -269,9 +274,8 @@ static inline __m512i decode_tile(const decoder *d, bool four_bits, __m512i raw)
     }
     __m512i hash = _mm512_xor_si512(_mm512_gf2p8affine_epi64_epi8(newer, d->newer_matrix, 0),
                                     _mm512_gf2p8affine_epi64_epi8(older, d->older_matrix, 0));
-    __m512i low = _mm512_permutex2var_epi8(d->value[0], hash, d->value[1]);
-    __m512i high = _mm512_permutex2var_epi8(d->value[2], hash, d->value[3]);
-    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(hash), low, high);
+    return _mm512_add_epi8(_mm512_permutexvar_epi8(_mm512_srli_epi16(hash, 2), d->high),
+                           _mm512_permutexvar_epi8(hash, d->low));
 }
 
 /* Loads a tile of int8 weights as unsigned numbers, 128 more. */

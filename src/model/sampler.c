@@ -100,9 +100,11 @@ static void heap_sift(const float *logits, uint32_t *heap, uint32_t n, uint32_t 
 }
 
 static int32_t highest(const float *logits, uint32_t n) {
+    float value = rank_value(logits[0]);
     uint32_t best = 0;
     for (uint32_t i = 1; i < n; i++) {
-        if (rank_value(logits[i]) > rank_value(logits[best])) {
+        if (logits[i] > value) { /* false for NaN */
+            value = logits[i];
             best = i;
         }
     }
