@@ -293,6 +293,16 @@ static inline __m512i to_natural_order(__m512i x) {
                                                                        12, 5, 13, 6, 14, 7, 15)));
 }
 
+/* sum + products of unsigned v with signed x, four neighbours in each lane */
+static inline __m512i add_products(__m512i sum, __m512i v, __m512i x) {
+#if defined(__clang__)
+    return _mm512_dpbusd_epi32(sum, v, x);
+#else /* gcc 12 copies every sum to another register before and back after the intrinsic */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(v), "v"(x));
+    return sum;
+#endif
+}
+
 /* ---- From sums to floats ----------------------------------------------- */
 
 /* Each 128-bit lane of an accumulator holds four partial sums of a row. The result has the four
@@ -322,7 +332,7 @@ static inline __m512i dot_strip(const decoder *d, bool four_bits, const uint8_t 
     const size_t step = d->tile_bytes;
     __m512i a0 = _mm512_setzero_si512(), a1 = a0, a2 = a0, a3 = a0;
 #define TILE(sum, i, mask)                                                                         \
-    sum = _mm512_dpbusd_epi32(                                                                     \
+    sum = add_products(                                                                            \
         sum,                                                                                       \
         decode_tile(d, four_bits, _mm512_maskz_loadu_epi8(mask, p + (i)*step - d->tile_bytes)),    \
         _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(x + 16 * (i)))))
@@ -351,9 +361,9 @@ static inline __m512i dot_strip_i8(const uint8_t *p, const int8_t *x, uint32_t n
             _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(x + 16 * i)));
         _mm_prefetch((const char *)p + 64 * i + PREFETCH, _MM_HINT_T0);
         if (i % 2 == 0) {
-            a0 = _mm512_dpbusd_epi32(a0, load_i8(p + 64 * i), xv);
+            a0 = add_products(a0, load_i8(p + 64 * i), xv);
         } else {
-            a1 = _mm512_dpbusd_epi32(a1, load_i8(p + 64 * i), xv);
+            a1 = add_products(a1, load_i8(p + 64 * i), xv);
         }
     }
     return _mm512_add_epi32(a0, a1);
@@ -418,8 +428,8 @@ static void unpack_strip(const packed_matrix *w, const decoder *d, uint32_t row,
     do {                                                                                           \
         const __m512i xv = _mm512_broadcast_i32x4(                                                 \
             _mm_loadu_si128((const __m128i *)(const void *)(x[t] + 16 * i)));                      \
-        a##t = _mm512_dpbusd_epi32(a##t, w0, xv);                                                  \
-        b##t = _mm512_dpbusd_epi32(b##t, w1, xv);                                                  \
+        a##t = add_products(a##t, w0, xv);                                                         \
+        b##t = add_products(b##t, w1, xv);                                                         \
     } while (0)
 
 static void dot_block4(const uint8_t *v0, const uint8_t *v1, const int8_t *const x[8],
