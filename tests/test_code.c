@@ -110,6 +110,21 @@ TEST(code_decode_rows) {
     }
 }
 
+/*
+ * The block worked by hand in docs/CODE.md. Its first weight: the own bits of 4d = 01001101b are
+ * the lower four, 1101b; they stand at the top of the window, d000, bits 12, 14 and 15, with zeros
+ * of the time before the row below. h = 25 ^ 0e ^ 17 = 3c, and
+ * v = high[3] + low[c] = 34 + 26 = 60.
+ */
+TEST(code_worked_example) {
+    static const uint8_t bytes[] = {0x4d, 0x2a, 0x91, 0xc6, 0x08, 0x73, 0x5e};
+    static const uint8_t want[CODE_BLOCK] = {60, 34, 55, 41, 77, 63, 79, 74,
+                                             81, 43, 50, 52, 49, 56, 64, 75};
+    uint8_t v[CODE_BLOCK];
+    code_decode_row(code_table_get(7), bytes, sizeof bytes, CODE_BLOCK, v);
+    CHECK_MEM_EQ(v, want, CODE_BLOCK);
+}
+
 /* ---- Exhaustive search ------------------------------------------------- */
 
 /* The encoder's cost of value v at weight x = y * scale: sixteenths of squared 1/64 units, the
