@@ -33,14 +33,16 @@ void *memory_alloc(size_t n, size_t size) {
     bool huge = bytes >= HUGE_PAGE;
     size_t alignment = huge ? HUGE_PAGE : ALIGNMENT;
     size_t total = (size_t)round_up(bytes == 0 ? 1 : bytes, ALIGNMENT);
-    void *p = NULL;
-    if (posix_memalign(&p, alignment, total) != 0) {
+    uint8_t *raw = calloc(1, total + alignment + sizeof raw); /* big ones: untouched zero pages */
+    if (raw == NULL) {
         return NULL;
     }
+    uintptr_t at = (uintptr_t)raw + sizeof raw;
+    uint8_t *p = raw + sizeof raw + (alignment - at % alignment) % alignment;
+    memcpy(p - sizeof raw, &raw, sizeof raw); /* for memory_free */
     if (huge) {
         (void)madvise(p, total, MADV_HUGEPAGE); /* a hint; refusal does no harm */
     }
-    memset(p, 0, total);
     return p;
 }
 
@@ -54,7 +56,11 @@ void *memory_resize(void *p, size_t old_n, size_t new_n, size_t size) {
 }
 
 void memory_free(void *p) {
-    free(p);
+    if (p != NULL) {
+        uint8_t *raw;
+        memcpy(&raw, (uint8_t *)p - sizeof raw, sizeof raw);
+        free(raw);
+    }
 }
 
 char *memory_copy_string(const char *s, size_t n) {

@@ -22,7 +22,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { STRIP_ROWS = 4, ROWS_PER_THREAD = 64, MAX_COLS = 131072 };
+enum { STRIP_ROWS = 4, ROWS_PER_THREAD = 64 };
 
 /* The seed of the rotation's signs: one for all files, so that results can be compared. */
 static const uint64_t rotation_seed = 0x48657074613335u;
@@ -331,12 +331,12 @@ static hepta_status check_input(const container *c, const char *in_path, hepta_e
         }
         bool vector = t->n_dims == 1 && t->ne[0] > 0 && t->ne[0] <= UINT32_MAX;
         bool matrix = t->n_dims == 2 && t->ne[0] > 0 && t->ne[1] > 0 && t->ne[1] <= UINT32_MAX;
-        if (!vector && !(matrix && t->ne[0] <= MAX_COLS)) {
+        if (!vector && !(matrix && t->ne[0] <= TENSOR_PACKED_MAX_COLS)) {
             return error_set(err, HEPTA_ERROR_UNSUPPORTED,
                              "%s: tensor %s of %u dimensions (%llu, %llu): expected a vector or a "
                              "matrix of at most %d columns",
                              t->file, t->name, t->n_dims, (unsigned long long)t->ne[0],
-                             (unsigned long long)t->ne[1], (int)MAX_COLS);
+                             (unsigned long long)t->ne[1], (int)TENSOR_PACKED_MAX_COLS);
         }
     }
     return HEPTA_OK;
