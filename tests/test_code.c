@@ -81,7 +81,7 @@ TEST(code_decode_every_window) {
             for (unsigned window = 0; window < 1u << 16; window++) {
                 for (size_t i = 0; i < 8 * (size_t)rate; i++) {
                     const bool inside = i >= first && i < first + 16;
-                    const unsigned bit = inside ? window >> (i - first) & 1 : (i * 7 + window) & 1;
+                    const size_t bit = inside ? window >> (i - first) & 1 : (i * 7 + window) & 1;
                     bits[i / 8] = (uint8_t)((i % 8 == 0 ? 0 : bits[i / 8]) | bit << (i % 8));
                 }
                 code_decode_row(t, bits, (size_t)rate, CODE_BLOCK, v);

@@ -21,6 +21,11 @@ static const char stories[] = "models/stories260K.bin", stories_tokenizer[] = "m
 static const char bundled_f16[] = "models/hepta-stories-7m-f16.gguf";
 static const char bundled[] = "models/hepta-stories-7m.hepta";
 
+/* Fewer cases, for sanitizers and emulators. */
+static bool fast(void) {
+    return getenv("HEPTA_FAST") != NULL;
+}
+
 /* Paths of the stories260K model and its tokenizer; skips when absent. */
 static void need_stories(char model[512], char tokenizer[512]) {
     snprintf(model, 512, "%s", test_need_data(stories));
@@ -132,9 +137,9 @@ TEST(quantize_same_bytes_for_any_thread_count) {
     hepta_error err;
     char dir[512], path[2][600];
     snprintf(dir, sizeof dir, "%s", test_tmp_dir());
-    static const double rates[] = {2, 3.5, 4, 8};
-    for (size_t r = 0; r < 4; r++) {
-        for (int threads = 1; threads <= 4; threads++) {
+    static const double rates[] = {3.5, 8, 2, 4};
+    for (size_t r = 0; r < (fast() ? 2 : 4); r++) {
+        for (int threads = 1; threads <= 4; threads += fast() ? 2 : 1) {
             char *p = path[threads > 1];
             snprintf(p, 600, "%s/%d.hepta", dir, threads > 1);
             quantize_stories(p, rates[r], threads);
@@ -302,8 +307,8 @@ TEST(quantize_survives_failing_allocations) {
     CHECK_OK(hepta_quantize(model, path, &o, &err));
     uint64_t n = memory_count() - before;
     remove(path);
-    uint64_t step = n / 40 + 1;
-    for (uint64_t k = 1; k <= n; k += k < 60 ? 1 : step) {
+    uint64_t step = n / (fast() ? 8 : 40) + 1, dense = fast() ? 8 : 60;
+    for (uint64_t k = 1; k <= n; k += k < dense ? 1 : step) {
         memory_fail_after(k);
         hepta_status status = hepta_quantize(model, path, &o, &err);
         memory_fail_after(0);
@@ -371,11 +376,11 @@ TEST(quantize_perplexity_stories260K) {
     need_stories(model, tokenizer);
     snprintf(text, sizeof text, "%s", test_need_data("text/tinystories_v1_train_first2MiB.txt"));
     snprintf(path, sizeof path, "%s/m.hepta", test_tmp_dir());
-    size_t limit = 100000;
+    size_t limit = fast() ? 10000 : 100000;
     double f32 = mean_nll(model, tokenizer, text, limit, 256);
     static const double rates[] = {3, 3.5, 4, 8};
     double previous = 1e9;
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = fast() ? 2 : 0; i < 4; i++) {
         quantize_stories(path, rates[i], 2);
         double q = mean_nll(path, NULL, text, limit, 256);
         test_note("stories260K: perplexity F32 %.3f, %g bits %.3f (%+.2f %%)", exp(f32), rates[i],
@@ -391,8 +396,9 @@ TEST(quantize_perplexity_bundled_model) {
         SKIP("%s or %s is absent", bundled, bundled_f16);
     }
     const char *text = test_need_data("corpus/test.txt");
-    double f32 = mean_nll(bundled_f16, NULL, text, 60000, 512);
-    double q = mean_nll(bundled, NULL, text, 60000, 512);
+    size_t limit = fast() ? 10000 : 60000;
+    double f32 = mean_nll(bundled_f16, NULL, text, limit, 512);
+    double q = mean_nll(bundled, NULL, text, limit, 512);
     test_note("bundled model on held-out text: perplexity F16 %.3f, 3.5 bits %.3f (%+.2f %%)",
               exp(f32), exp(q), 100 * expm1(q - f32));
     CHECK(q - f32 < 0.06); /* the project's bar is 4 %; this text sample is small */
