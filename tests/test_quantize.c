@@ -376,7 +376,7 @@ TEST(quantize_perplexity_stories260K) {
     need_stories(model, tokenizer);
     snprintf(text, sizeof text, "%s", test_need_data("text/tinystories_v1_train_first2MiB.txt"));
     snprintf(path, sizeof path, "%s/m.hepta", test_tmp_dir());
-    size_t limit = fast() ? 10000 : 100000;
+    size_t limit = 100000;
     double f32 = mean_nll(model, tokenizer, text, limit, 256);
     static const double rates[] = {3, 3.5, 4, 8};
     double previous = 1e9;
