@@ -6,6 +6,7 @@
  */
 #include "test.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -105,6 +106,19 @@ const char *test_tmp_dir(void) {
         test_fail(__FILE__, __LINE__, "cannot make %s: %s", path, strerror(errno));
     }
     return path;
+}
+
+int test_count_files(const char *dir) {
+    DIR *d = opendir(dir);
+    if (d == NULL) {
+        test_fail(__FILE__, __LINE__, "cannot list %s: %s", dir, strerror(errno));
+    }
+    int n = 0;
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        n += e->d_name[0] != '.';
+    }
+    closedir(d);
+    return n;
 }
 
 static void remove_tmp_root(void) {

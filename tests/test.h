@@ -39,6 +39,7 @@ const char *test_data(const char *relative);
 const char *test_need_data(const char *relative);
 /* A fresh directory of this test run, removed at the end. */
 const char *test_tmp_dir(void);
+int test_count_files(const char *dir); /* without hidden ones */
 
 #define TEST(name)                                                                                 \
     static void test_run_##name(void);                                                             \

@@ -5,7 +5,6 @@
 
 #include "base/base.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -108,17 +107,6 @@ TEST(base_memory_overflow_and_failure) {
     arena_free(&pieces);
 }
 
-static int count_files(const char *dir) {
-    DIR *d = opendir(dir);
-    CHECK(d != NULL);
-    int n = 0;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        n += e->d_name[0] != '.';
-    }
-    closedir(d);
-    return n;
-}
-
 TEST(base_file_writer_is_all_or_nothing) {
     hepta_error err;
     char dir[512], path[600];
@@ -141,7 +129,7 @@ TEST(base_file_writer_is_all_or_nothing) {
     CHECK_OK(file_map_open(path, &map, &err));
     CHECK_EQ_INT(map.size, 11);
     file_map_close(&map);
-    CHECK_EQ_INT(count_files(dir), 1);
+    CHECK_EQ_INT(test_count_files(dir), 1);
 }
 
 TEST(base_file_writer_reports_a_full_disk) {
@@ -166,7 +154,7 @@ TEST(base_file_writer_reports_a_full_disk) {
     CHECK_EQ_INT(status, HEPTA_ERROR_IO);
     CHECK(strstr(err.message, path) != NULL && strstr(err.message, "nothing was kept") != NULL);
     file_writer_discard(w);
-    CHECK_EQ_INT(count_files(dir), 0);
+    CHECK_EQ_INT(test_count_files(dir), 0);
 }
 
 TEST(base_files_that_cannot_be_opened) {

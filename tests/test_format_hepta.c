@@ -7,7 +7,6 @@
 
 #include "format/container.h"
 
-#include <dirent.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -130,17 +129,6 @@ static void check_verify(const char *path, const char *message) {
     }
 }
 
-static int files_in(const char *directory) {
-    DIR *d = opendir(directory);
-    CHECK(d != NULL);
-    int n = 0;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        n += e->d_name[0] != '.';
-    }
-    closedir(d);
-    return n;
-}
-
 /* ---- Writing and reading ----------------------------------------------- */
 
 TEST(format_hepta_round_trip) {
@@ -148,7 +136,7 @@ TEST(format_hepta_round_trip) {
     sample s;
     make_sample(&s);
     write_sample(path, &s);
-    CHECK_EQ_INT(files_in(directory), 1);
+    CHECK_EQ_INT(test_count_files(directory), 1);
     hepta_error err;
     container *c;
     CHECK_OK(container_open(path, NULL, &c, &err));
@@ -253,7 +241,7 @@ TEST(format_hepta_writer_refuses) {
     CHECK_OK(hepta_writer_write(w, s.data[0], 28, &err));
     CHECK_EQ_INT(hepta_writer_commit(w, &err), HEPTA_ERROR_ARGUMENT);
     CHECK(strstr(err.message, "token_embd.weight is incomplete: 0 of 72") != NULL);
-    CHECK_EQ_INT(files_in(directory), 0);
+    CHECK_EQ_INT(test_count_files(directory), 0);
 
     static const struct {
         const char *name;
@@ -296,7 +284,7 @@ TEST(format_hepta_writer_refuses) {
     CHECK_EQ_INT(hepta_writer_open(path, s.kvs, N_KVS, s.tensors, 3, &w, &err),
                  HEPTA_ERROR_ARGUMENT);
     CHECK(strstr(err.message, "scores occurs twice") != NULL);
-    CHECK_EQ_INT(files_in(directory), 0);
+    CHECK_EQ_INT(test_count_files(directory), 0);
     hepta_writer_discard(NULL);
 }
 
@@ -564,7 +552,7 @@ TEST(format_hepta_failing_memory) {
             break;
         }
         CHECK_EQ_INT(status, HEPTA_ERROR_MEMORY);
-        CHECK_EQ_INT(files_in(directory), 0);
+        CHECK_EQ_INT(test_count_files(directory), 0);
         CHECK(k < 1000);
     }
     CHECK(k > 3);
@@ -620,12 +608,12 @@ TEST(format_hepta_full_disk) {
     for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
         CHECK_EQ_INT(write_with_limit(path, limits[i], &err), HEPTA_ERROR_IO);
         CHECK(strstr(err.message, "a.hepta") != NULL);
-        CHECK_EQ_INT(files_in(directory), 0);
+        CHECK_EQ_INT(test_count_files(directory), 0);
     }
     bytes_write_file(path, "precious", 8); /* what was there before stays */
     CHECK_EQ_INT(write_with_limit(path, 1 << 20, &err), HEPTA_ERROR_IO);
     bytes b = bytes_read_file(path);
-    CHECK(b.n == 8 && files_in(directory) == 1);
+    CHECK(b.n == 8 && test_count_files(directory) == 1);
     bytes_free(&b);
     CHECK_OK(write_with_limit(path, 8 << 20, &err));
     check_verify(path, NULL);

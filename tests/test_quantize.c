@@ -10,7 +10,6 @@
 #include "kernels/kernels.h"
 #include "quantize/plan.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -30,17 +29,6 @@ static bool fast(void) {
 static void need_stories(char model[512], char tokenizer[512]) {
     snprintf(model, 512, "%s", test_need_data(stories));
     snprintf(tokenizer, 512, "%s", test_need_data(stories_tokenizer));
-}
-
-static int count_files(const char *dir) {
-    DIR *d = opendir(dir);
-    CHECK(d != NULL);
-    int n = 0;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        n += e->d_name[0] != '.';
-    }
-    closedir(d);
-    return n;
 }
 
 /* ---- The plan ---------------------------------------------------------- */
@@ -256,7 +244,7 @@ TEST(quantize_interrupted_leaves_nothing) {
                                 .progress = stop_after_some,
                                 .progress_context = &limit};
     CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_INTERRUPTED);
-    CHECK_EQ_INT(count_files(dir), 0);
+    CHECK_EQ_INT(test_count_files(dir), 0);
     signal(SIGXFSZ, SIG_IGN);
     struct rlimit limits;
     CHECK(getrlimit(RLIMIT_FSIZE, &limits) == 0);
@@ -266,7 +254,7 @@ TEST(quantize_interrupted_leaves_nothing) {
     CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_IO);
     limits.rlim_cur = RLIM_INFINITY;
     setrlimit(RLIMIT_FSIZE, &limits);
-    CHECK_EQ_INT(count_files(dir), 0);
+    CHECK_EQ_INT(test_count_files(dir), 0);
 }
 
 TEST(quantize_refuses_nan_and_infinity) {
@@ -290,7 +278,7 @@ TEST(quantize_refuses_nan_and_infinity) {
         CHECK_EQ_INT(hepta_quantize(bad, path, &o, &err), HEPTA_ERROR_FORMAT);
         CHECK(strstr(err.message, "token_embd.weight") != NULL);
         CHECK(strstr(err.message, "row 3, column 5") != NULL);
-        CHECK_EQ_INT(count_files(dir), 1);
+        CHECK_EQ_INT(test_count_files(dir), 1);
     }
     free(copy);
     file_map_close(&map);
@@ -313,7 +301,7 @@ TEST(quantize_survives_failing_allocations) {
         hepta_status status = hepta_quantize(model, path, &o, &err);
         memory_fail_after(0);
         CHECK_EQ_INT(status, HEPTA_ERROR_MEMORY);
-        CHECK_EQ_INT(count_files(dir), 0);
+        CHECK_EQ_INT(test_count_files(dir), 0);
     }
     test_note("%d allocations in one quantization", (int)n);
 }
