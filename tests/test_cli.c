@@ -72,6 +72,8 @@ TEST(cli_help_and_wrong_usage) {
         CHECK_SAYS("Example");
         CHECK_RUN(2, "hepta %s --no-such-option", commands[i]);
     }
+    CHECK_RUN(2, "hepta run --no-such-option");
+    CHECK_SAYS("hepta: unrecognized option");
     CHECK_RUN(2, "hepta run -p x --temp warm");
     CHECK_SAYS("expected a number");
     CHECK_RUN(2, "hepta run -p x -n -5");
@@ -184,6 +186,53 @@ TEST(cli_tokenize_round_trip) {
     CHECK_RUN(1, "echo 99999 | hepta tokenize --tokenizer %s -d", tokenizer);
     CHECK_SAYS("no token id");
     CHECK_RUN(0, "hepta tokenize --tokenizer %s -p 'Hello' --json --pieces", tokenizer);
+}
+
+/* A tokenizer.bin of llama2.c with `n` tokens; from the fourth on each has `bytes` bytes. */
+static void write_tokenizer(const char *path, uint32_t n, uint32_t bytes) {
+    FILE *f = fopen(path, "wb");
+    CHECK(f != NULL);
+    fwrite(&bytes, 4, 1, f);
+    for (uint32_t i = 0; i < n; i++) {
+        float score = -(float)i;
+        fwrite(&score, 4, 1, f);
+        fwrite(&bytes, 4, 1, f);
+        for (uint32_t k = 0; k < bytes; k++) {
+            fputc(k == 0 ? '<' : k + 1 == bytes ? '>' : 'a' + (int)(i >> 4 * (k % 3) & 15), f);
+        }
+    }
+    CHECK(fclose(f) == 0);
+}
+
+/* Tokens are printed whole, however long they are. */
+TEST(cli_long_tokens) {
+    need_stories();
+    char path[600];
+    snprintf(path, sizeof path, "%s/long.bin", tmp);
+    write_tokenizer(path, 512, 3000);
+    CHECK_RUN(0, "test $(echo 5 6 | hepta tokenize --tokenizer %s -d | wc -c) = 6000", path);
+    CHECK_RUN(0, "hepta run %s --tokenizer %s -p '' -n 3 --temp 0 | wc -c", model, path);
+    CHECK_EQ_STR(output, "9001\n"); /* a line break at the end */
+}
+
+TEST(cli_stop_at_the_first_of_several) {
+    need_stories();
+    static const char *const stops[] = {"--stop 'here was' --stop 'there was'",
+                                        "--stop 'there was' --stop 'here was'"};
+    for (size_t i = 0; i < 2; i++) {
+        CHECK_RUN(0, "hepta run %s --tokenizer %s -p 'Once upon a' -n 30 --temp 0 %s", model,
+                  tokenizer, stops[i]);
+        CHECK_EQ_STR(output, " time, \n");
+    }
+}
+
+TEST(cli_tokenize_refuses) {
+    need_stories();
+    CHECK_RUN(2, "hepta tokenize --tokenizer %s -p x -f y", tokenizer);
+    CHECK_SAYS("not both");
+    CHECK_RUN(2, "echo 400 | hepta tokenize --tokenizer %s -d --json", tokenizer);
+    CHECK_RUN(1, "printf '400 \\000 401' | hepta tokenize --tokenizer %s -d", tokenizer);
+    CHECK_SAYS("at byte 4");
 }
 
 /* Ctrl-C once while quantizing: exit code 130 and nothing left, not even the temporary file. */

@@ -17,7 +17,7 @@ static const struct {
     {"verify", cli_verify, "check a model file: structure, values, checksums"},
     {"tokenize", cli_tokenize, "turn text into token ids and back"},
     {"perplexity", cli_perplexity, "measure how well a model predicts a text"},
-    {"bench", cli_bench, "measure the code (more to come)"},
+    {"bench", cli_bench, "measure error and speed of the code"},
 };
 
 static void print_usage(FILE *out) {

@@ -136,6 +136,8 @@ int options_parse(const command_spec *spec, int argc, char **argv, const char **
     }
     longs[n] = (struct option){"help", no_argument, NULL, HELP_CODE};
     longs[n + 1] = (struct option){NULL, 0, NULL, 0};
+    static char program[] = "hepta";
+    argv[0] = program; /* the name in getopt's messages */
     optind = 1;
     for (int code; (code = getopt_long(argc, argv, letters, longs, NULL)) != -1;) {
         if (code == HELP_CODE || code == 'h') {

@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PROMPT_BATCH = 64, MAX_PIECE = 1024 };
+enum { PROMPT_BATCH = 64 };
 
 typedef struct settings {
     const char *model, *tokenizer, *prompt, *file, *cache;
@@ -45,9 +45,9 @@ static void show(output *o, size_t end) {
     o->n_shown = end > o->n_shown ? end : o->n_shown;
 }
 
-/* Cuts the text at the first stop string; otherwise says how far it is safe to show it. */
+/* Cuts the text where the first stop string begins; says how far it is safe to show it. */
 static size_t safe_end(output *o) {
-    size_t safe = o->n;
+    size_t safe = o->n, cut = o->n;
     for (int i = 0; i < o->stop->n; i++) {
         const char *stop = o->stop->items[i];
         size_t m = strlen(stop);
@@ -60,17 +60,20 @@ static size_t safe_end(output *o) {
                 continue;
             }
             if (k == m) {
-                o->n = at;
+                cut = at < cut ? at : cut;
                 o->stopped = true;
             }
             safe = at < safe ? at : safe;
             break;
         }
     }
+    o->n = cut;
     return safe;
 }
 
-static bool append(output *o, const char *piece, size_t n) {
+/* Adds the bytes of a token, as many as they are; false when memory is short. */
+static bool append(output *o, const hepta_tokenizer *t, int32_t token, bool first, bool special) {
+    size_t n = hepta_tokenizer_decode(t, token, first, special, NULL, 0);
     if (o->n + n > o->room) {
         size_t room = (o->n + n) * 2 + 4096;
         char *bigger = realloc(o->text, room);
@@ -80,8 +83,7 @@ static bool append(output *o, const char *piece, size_t n) {
         o->text = bigger;
         o->room = room;
     }
-    memcpy(o->text + o->n, piece, n);
-    o->n += n;
+    o->n += hepta_tokenizer_decode(t, token, first, special, o->text + o->n, n);
     size_t end = safe_end(o);
     show(o, o->n_shown + utf8_complete(o->text + o->n_shown, end - o->n_shown));
     return true;
@@ -140,12 +142,9 @@ static hepta_status generate(generation *g, hepta_error *err) {
             g->reason = "end";
             break;
         }
-        char piece[MAX_PIECE];
         bool first = g->n_prompt == 0 && g->n_tokens == 0;
-        size_t n = hepta_tokenizer_decode(g->tokenizer, token, first, g->settings->special, piece,
-                                          sizeof piece);
         g->tokens[g->n_tokens++] = token;
-        if (!append(&g->out, piece, n < sizeof piece ? n : sizeof piece)) {
+        if (!append(&g->out, g->tokenizer, token, first, g->settings->special)) {
             return error_set(err, HEPTA_ERROR_MEMORY, "out of memory for the text");
         }
         if (g->out.stopped) {

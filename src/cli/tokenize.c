@@ -8,33 +8,50 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_PIECE = 1024 };
+/* The bytes of a token in memory of their own (free()); NULL when it is short. */
+static char *piece_of(const hepta_tokenizer *t, int32_t id, bool first, bool special, size_t *n) {
+    *n = hepta_tokenizer_decode(t, id, first, special, NULL, 0);
+    char *piece = malloc(*n + 1);
+    if (piece != NULL) {
+        (void)hepta_tokenizer_decode(t, id, first, special, piece, *n);
+    }
+    return piece;
+}
+
+/* One line of --pieces: control characters are escaped. */
+static void print_piece(int32_t id, const char *piece, size_t n) {
+    printf("%7d  ", (int)id);
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)piece[i];
+        if (c < 0x20 || c == 0x7f || c == '\\') {
+            printf("\\x%02x", c);
+        } else {
+            putchar(c);
+        }
+    }
+    putchar('\n');
+}
 
 static int print_ids(const hepta_tokenizer *t, const int32_t *ids, size_t n, bool json,
                      bool pieces) {
     json_t *array = json ? json_array() : NULL;
     for (size_t i = 0; i < n; i++) {
-        char piece[MAX_PIECE];
-        size_t k = hepta_tokenizer_decode(t, ids[i], i == 0, true, piece, sizeof piece);
-        k = k < sizeof piece ? k : sizeof piece;
+        size_t k = 0;
+        char *piece = pieces ? piece_of(t, ids[i], i == 0, true, &k) : NULL;
+        if (pieces && piece == NULL) {
+            json_decref(array);
+            return report_text("out of memory for a token of %zu bytes", k);
+        }
         if (json) {
             json_array_append_new(array, pieces ? json_pack("{s:i, s:o}", "id", (int)ids[i], "text",
                                                             json_text(piece, k))
                                                 : json_integer(ids[i]));
         } else if (pieces) {
-            printf("%7d  ", (int)ids[i]);
-            for (size_t j = 0; j < k; j++) { /* one line each, so control characters escaped */
-                unsigned char c = (unsigned char)piece[j];
-                if (c < 0x20 || c == 0x7f || c == '\\') {
-                    printf("\\x%02x", c);
-                } else {
-                    putchar(c);
-                }
-            }
-            putchar('\n');
+            print_piece(ids[i], piece, k);
         } else {
             printf("%s%d", i == 0 ? "" : " ", (int)ids[i]);
         }
+        free(piece);
     }
     if (json) {
         return print_json(array);
@@ -59,7 +76,7 @@ static int decode_ids(const hepta_tokenizer *t, const char *text, size_t n, bool
     bool first = true;
     for (char *p = copy;; first = false) {
         p += strspn(p, " \t\r\n,[]");
-        if (*p == '\0') {
+        if (p == copy + n) {
             break;
         }
         char *end;
@@ -69,9 +86,14 @@ static int decode_ids(const hepta_tokenizer *t, const char *text, size_t n, bool
                                (size_t)(p - copy), p, hepta_tokenizer_size(t) - 1);
             break;
         }
-        char piece[MAX_PIECE];
-        size_t k = hepta_tokenizer_decode(t, (int32_t)id, first, special, piece, sizeof piece);
-        fwrite(piece, 1, k < sizeof piece ? k : sizeof piece, stdout);
+        size_t k;
+        char *piece = piece_of(t, (int32_t)id, first, special, &k);
+        if (piece == NULL) {
+            code = report_text("out of memory for a token of %zu bytes", k);
+            break;
+        }
+        fwrite(piece, 1, k, stdout);
+        free(piece);
         p = end;
     }
     free(copy);
@@ -106,6 +128,14 @@ int cli_tokenize(int argc, char **argv) {
     int code = options_parse(&spec, argc, argv, &model);
     if (code >= 0) {
         return code;
+    }
+    if (prompt != NULL && file != NULL) {
+        fprintf(stderr, "hepta: give the text with -p or with -f, not both\n");
+        return EXIT_USAGE;
+    }
+    if (decode && (json || pieces || bos)) {
+        fprintf(stderr, "hepta: --decode prints text: leave out --json, --pieces and --bos\n");
+        return EXIT_USAGE;
     }
     hepta_error err = {0};
     hepta_tokenizer *t = NULL;
