@@ -188,6 +188,27 @@ TEST(cli_tokenize_round_trip) {
     CHECK_RUN(0, "hepta tokenize --tokenizer %s -p 'Hello' --json --pieces", tokenizer);
 }
 
+/* Without BOS the first token has nothing before it, also where windows do not overlap. */
+TEST(cli_perplexity_without_bos) {
+    need_stories();
+    CHECK_RUN(
+        0,
+        "cd %s; printf '{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":5,\"b\":6,\"ab\":511},"
+        "\"merges\":[]},\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false}}' "
+        ">small.json; sed s/511/512/ small.json >large.json; printf abababababababababab >text",
+        tmp);
+    CHECK_RUN(0, "hepta perplexity %s --tokenizer %s/small.json -f %s/text -q --ctx 8 --stride 7",
+              model, tmp, tmp);
+    CHECK_SAYS("(19 tokens, ctx 8, stride 7");
+    CHECK_RUN(1, "hepta perplexity %s --tokenizer %s/small.json -f %s/text -q --ctx 8 --stride 8",
+              model, tmp, tmp);
+    CHECK_SAYS("a stride below it");
+    CHECK_RUN(1, "hepta perplexity %s --tokenizer %s/large.json -f %s/text -q", model, tmp, tmp);
+    CHECK_SAYS("do not belong together");
+    CHECK_RUN(1, "hepta run %s --tokenizer %s/small.json -p ''", model, tmp);
+    CHECK_SAYS("no BOS token");
+}
+
 /* A tokenizer.bin of llama2.c with `n` tokens; from the fourth on each has `bytes` bytes. */
 static void write_tokenizer(const char *path, uint32_t n, uint32_t bytes) {
     FILE *f = fopen(path, "wb");

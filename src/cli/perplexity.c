@@ -10,6 +10,8 @@
  */
 #include "cli/cli.h"
 
+#include "base/base.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +23,7 @@ typedef struct scorer {
     hepta_session *session;
     uint32_t n_vocab;
     float *logits; /* (SCORE_BATCH, n_vocab) */
+    int threads;
     double sum, sum_squares;
     uint64_t n;
 } scorer;
@@ -57,7 +60,7 @@ static hepta_status score_window(scorer *s, const int32_t *window, size_t n, siz
         if (status != HEPTA_OK) {
             break;
         }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(s->threads) schedule(static)
         for (size_t i = 0; i < k; i++) {
             nll[i] =
                 negative_log_likelihood(s->logits + i * s->n_vocab, s->n_vocab, window[at + 1 + i]);
@@ -93,9 +96,7 @@ static hepta_status score_text(scorer *s, const settings *o, const int32_t *toke
     size_t n_bos = bos >= 0 ? 1 : 0, room = o->ctx - n_bos;
     int32_t *window = malloc((size_t)o->ctx * sizeof *window);
     if (window == NULL) {
-        err->status = HEPTA_ERROR_MEMORY;
-        snprintf(err->message, sizeof err->message, "out of memory for a window of %u", o->ctx);
-        return HEPTA_ERROR_MEMORY;
+        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory for a window of %u", o->ctx);
     }
     window[0] = bos;
     progress p;
@@ -112,9 +113,8 @@ static hepta_status score_text(scorer *s, const settings *o, const int32_t *toke
         snprintf(what, sizeof what, "perplexity so far %.4f",
                  s->n > 0 ? exp(s->sum / (double)s->n) : 0);
         if (!progress_update(&p, what, scored, n) && status == HEPTA_OK) {
-            snprintf(err->message, sizeof err->message, "interrupted after %zu of %zu tokens (%s)",
-                     scored, n, what);
-            status = err->status = HEPTA_ERROR_INTERRUPTED;
+            status = error_set(err, HEPTA_ERROR_INTERRUPTED,
+                               "interrupted after %zu of %zu tokens (%s)", scored, n, what);
         }
     }
     progress_finish(&p);
@@ -140,10 +140,11 @@ static int print_result(const scorer *s, const settings *o, size_t n_bytes) {
     return EXIT_OK;
 }
 
-/* Bytes of text that the tokens stand for. */
-static size_t count_bytes(const hepta_tokenizer *t, const int32_t *tokens, size_t n) {
+/* Bytes of text that the n tokens stand for, those before `scored` left out. */
+static size_t count_bytes(const hepta_tokenizer *t, const int32_t *tokens, size_t scored,
+                          size_t n) {
     size_t n_bytes = 0;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = scored; i < n; i++) {
         n_bytes += hepta_tokenizer_decode(t, tokens[i], i == 0, true, NULL, 0);
     }
     return n_bytes;
@@ -167,6 +168,11 @@ static int measure(settings *o) {
         goto done;
     }
     hepta_model_get_info(model, &info);
+    if (hepta_tokenizer_size(tokenizer) > info.n_vocab) {
+        code = report_text("the tokenizer has %u tokens, the model %u: they do not belong together",
+                           hepta_tokenizer_size(tokenizer), info.n_vocab);
+        goto done;
+    }
     o->ctx = o->ctx == 0 ? info.n_ctx_train : o->ctx;
     o->stride = o->stride == 0 ? (o->ctx + 1) / 2 : o->stride;
     if (o->limit > 0 && n_tokens > o->limit) {
@@ -183,13 +189,15 @@ static int measure(settings *o) {
         code = report_text("%s: %zu tokens; perplexity needs two or more", o->text, n_tokens);
         goto done;
     }
-    if (o->ctx < 3 || o->stride > o->ctx - (bos >= 0)) {
-        code = report_text("--ctx %u --stride %u: the context must hold three positions or more "
-                           "and the stride must not exceed it (a BOS takes one)",
+    /* the first token of a window is BOS, or comes from the window before: it is not scored */
+    if (o->ctx < 3 || o->stride > o->ctx - 1) {
+        code = report_text("--ctx %u --stride %u: expected a context of 3 or more and a stride "
+                           "below it",
                            o->ctx, o->stride);
         goto done;
     }
     s.n_vocab = info.n_vocab;
+    s.threads = o->threads > 0 ? o->threads : threads_default();
     s.logits = malloc((size_t)SCORE_BATCH * info.n_vocab * sizeof(float));
     if (s.logits == NULL) {
         code = report_text("out of memory for logits");
@@ -201,7 +209,7 @@ static int measure(settings *o) {
         code = report(&err);
         goto done;
     }
-    code = print_result(&s, o, count_bytes(tokenizer, tokens, n_tokens));
+    code = print_result(&s, o, count_bytes(tokenizer, tokens, bos >= 0 ? 0 : 1, n_tokens));
 done:
     hepta_session_free(s.session);
     free(s.logits);
