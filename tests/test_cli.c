@@ -209,6 +209,16 @@ TEST(cli_perplexity_without_bos) {
     CHECK_SAYS("no BOS token");
 }
 
+/* JSON stays JSON, whatever bytes a path has. */
+TEST(cli_json_of_odd_paths) {
+    need_stories();
+    CHECK_RUN(0, "ln -s $(realpath %s) \"$(printf '%s/m\\377.bin')\"", model, tmp);
+    CHECK_RUN(0, "hepta inspect %s/m*.bin --json", tmp);
+    CHECK_SAYS("/m\xEF\xBF\xBD.bin\"");
+    CHECK_RUN(0, "hepta run %s/m*.bin --tokenizer %s -p x -n 2 --json", tmp, tokenizer);
+    CHECK_SAYS("/m\xEF\xBF\xBD.bin\"");
+}
+
 /* A tokenizer.bin of llama2.c with `n` tokens; from the fourth on each has `bytes` bytes. */
 static void write_tokenizer(const char *path, uint32_t n, uint32_t bytes) {
     FILE *f = fopen(path, "wb");
@@ -298,6 +308,14 @@ TEST(cli_closed_pipe) {
     need_stories();
     CHECK_RUN(0, "hepta run %s --tokenizer %s -p Once -n 200 | head -c 20 >/dev/null", model,
               tokenizer);
-    CHECK_RUN(0, "hepta inspect %s --json >/dev/full; test $? = 1", model);
+    CHECK_RUN(1, "hepta --version >/dev/full");
+    CHECK_SAYS("standard output");
+    static const char *const commands[] = {"inspect", "inspect --json", "verify", "verify --help",
+                                           "run -p Once -n 4 --tokenizer"};
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        CHECK_RUN(1, "hepta %s %s %s >/dev/full", commands[i], i == 4 ? tokenizer : "", model);
+        CHECK_SAYS("standard output");
+    }
+    CHECK_RUN(1, "hepta tokenize --tokenizer %s -p Once >/dev/full", tokenizer);
     CHECK_SAYS("standard output");
 }

@@ -13,6 +13,7 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 /* ---- Commands: argv[0] is the command's name --------------------------- */
 
+/* They return the exit code; main checks afterwards that standard output was written. */
 int cli_run(int argc, char **argv);
 int cli_quantize(int argc, char **argv);
 int cli_inspect(int argc, char **argv);
@@ -87,10 +88,12 @@ void progress_finish(progress *p);
 
 double clock_seconds(void);
 
-/* Prints a JSON value to standard output with a newline, and frees it. */
+/* Prints a JSON value (NULL: it could not be made) to standard output and frees it. */
 int print_json(json_t *value);
 /* A JSON string of bytes that may not be UTF-8 (then U+FFFD stands for the bad bytes). */
 json_t *json_text(const char *text, size_t n);
+/* The same for names and paths. */
+json_t *json_name(const char *name);
 
 /* ---- Interrupts -------------------------------------------------------- */
 

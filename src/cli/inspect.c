@@ -5,8 +5,8 @@
 
 #include "format/container.h"
 
-#include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,10 +23,31 @@ static const char *kind_name(container_kind kind) {
     return names[kind];
 }
 
+/* A name from a file, in at least `width` columns; it must not steer the terminal. */
+static void print_name(const char *name, size_t n, size_t width) {
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)name[i];
+        putchar(c < 0x20 || c == 0x7f ? '?' : c);
+    }
+    for (size_t i = n; i < width; i++) {
+        putchar(' ');
+    }
+    putchar(' ');
+}
+
 /* ---- Values as JSON: the text form prints these ------------------------ */
 
 static json_t *string_json(kv_string s) {
     return json_text(s.data, (size_t)s.n);
+}
+
+/* JSON has no NaN and no infinity, and jansson no integers above 2^63: strings stand for them. */
+static json_t *real_json(double x) {
+    return isfinite(x) ? json_real(x) : json_string(isnan(x) ? "nan" : x > 0 ? "inf" : "-inf");
+}
+
+static json_t *unsigned_json(uint64_t u) {
+    return u <= INT64_MAX ? json_integer((json_int_t)u) : json_sprintf("%" PRIu64, u);
 }
 
 static json_t *item_json(const kv *a, uint64_t i) {
@@ -35,9 +56,11 @@ static json_t *item_json(const kv *a, uint64_t i) {
         return string_json(kv_item_string(a, i));
     case KV_F32:
     case KV_F64:
-        return json_real(kv_item_f64(a, i));
+        return real_json(kv_item_f64(a, i));
     case KV_BOOL:
         return json_boolean(kv_item_i64(a, i) != 0);
+    case KV_U64:
+        return unsigned_json((uint64_t)kv_item_i64(a, i));
     default:
         return json_integer(kv_item_i64(a, i));
     }
@@ -52,7 +75,7 @@ static json_t *value_json(const kv *v, uint64_t limit) {
         return json_boolean(v->v.u != 0);
     case KV_F32:
     case KV_F64:
-        return json_real(v->v.f);
+        return real_json(v->v.f);
     case KV_I8:
     case KV_I16:
     case KV_I32:
@@ -66,7 +89,7 @@ static json_t *value_json(const kv *v, uint64_t limit) {
         return array;
     }
     default:
-        return json_integer((json_int_t)v->v.u);
+        return unsigned_json(v->v.u);
     }
 }
 
@@ -122,8 +145,8 @@ static json_t *tensor_json(const tensor *t) {
         json_array_append_new(shape, json_integer((json_int_t)t->ne[d]));
     }
     json_t *json =
-        json_pack("{s:s, s:s, s:o, s:I, s:I, s:f}", "name", t->name, "type", type, "shape", shape,
-                  "offset", (json_int_t)t->offset, "bytes", (json_int_t)t->n_bytes,
+        json_pack("{s:o, s:s, s:o, s:I, s:I, s:f}", "name", json_name(t->name), "type", type,
+                  "shape", shape, "offset", (json_int_t)t->offset, "bytes", (json_int_t)t->n_bytes,
                   "bits_per_weight", bits_per_weight(t->n_bytes, tensor_n_weights(t)));
     if (json != NULL && t->has_sha256) {
         sha256_hex(t->sha256, hex);
@@ -135,22 +158,25 @@ static json_t *tensor_json(const tensor *t) {
 static int print_as_json(const container *c, uint64_t weights, uint64_t bytes) {
     json_t *metadata = json_object(), *tensors = json_array();
     for (size_t i = 0; i < c->n_kvs; i++) {
-        json_object_setn_new_nocheck(metadata, c->kvs[i].key.data, (size_t)c->kvs[i].key.n,
-                                     value_json(&c->kvs[i], UINT64_MAX));
+        json_t *key = string_json(c->kvs[i].key);
+        json_object_setn_new(metadata, json_string_value(key), json_string_length(key),
+                             value_json(&c->kvs[i], UINT64_MAX));
+        json_decref(key);
     }
     for (size_t i = 0; i < c->n_tensors; i++) {
         json_array_append_new(tensors, tensor_json(&c->tensors[i]));
     }
-    return print_json(json_pack(
-        "{s:s, s:s, s:I, s:I, s:f, s:o, s:o}", "path", c->path, "format", kind_name(c->kind),
-        "weights", (json_int_t)weights, "bytes", (json_int_t)bytes, "bits_per_weight",
-        bits_per_weight(bytes, weights), "metadata", metadata, "tensors", tensors));
+    return print_json(json_pack("{s:o, s:s, s:I, s:I, s:f, s:o, s:o}", "path", json_name(c->path),
+                                "format", kind_name(c->kind), "weights", (json_int_t)weights,
+                                "bytes", (json_int_t)bytes, "bits_per_weight",
+                                bits_per_weight(bytes, weights), "metadata", metadata, "tensors",
+                                tensors));
 }
 
 static int print_as_text(const container *c, uint64_t weights, uint64_t bytes, bool checksums) {
     printf("%s: %s, version %u\n\n", c->path, kind_name(c->kind), c->version);
     for (size_t i = 0; i < c->n_kvs; i++) {
-        printf("%-42.*s ", (int)c->kvs[i].key.n, c->kvs[i].key.data);
+        print_name(c->kvs[i].key.data, (size_t)c->kvs[i].key.n, 42);
         print_value(&c->kvs[i]);
         putchar('\n');
     }
@@ -160,7 +186,8 @@ static int print_as_text(const container *c, uint64_t weights, uint64_t bytes, b
         char type[32], shape[96], hex[65] = "";
         type_text(t, type, sizeof type);
         shape_text(t, shape, sizeof shape);
-        printf("%-32s %-10s %-20s %12" PRIu64 " %8.3f", t->name, type, shape, t->n_bytes,
+        print_name(t->name, strlen(t->name), 32);
+        printf("%-10s %-20s %12" PRIu64 " %8.3f", type, shape, t->n_bytes,
                bits_per_weight(t->n_bytes, tensor_n_weights(t)));
         if (checksums && t->has_sha256) {
             sha256_hex(t->sha256, hex);
@@ -170,9 +197,7 @@ static int print_as_text(const container *c, uint64_t weights, uint64_t bytes, b
     }
     printf("\n%zu tensors, %" PRIu64 " weights, %" PRIu64 " bytes, %.3f bits per weight\n",
            c->n_tensors, weights, bytes, bits_per_weight(bytes, weights));
-    return fflush(stdout) == 0
-               ? EXIT_OK
-               : report_text("cannot write to standard output: %s", strerror(errno));
+    return EXIT_OK;
 }
 
 int cli_inspect(int argc, char **argv) {

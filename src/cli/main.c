@@ -3,6 +3,7 @@
  */
 #include "cli/cli.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -31,6 +32,16 @@ static void print_usage(FILE *out) {
     fprintf(out, "\nEach command has --help. Try: hepta run -p \"Once upon a time\"\n");
 }
 
+/* What is still to be written may fail, and what was written may have: a full disk, say. */
+static int finish(int code) {
+    bool failed = fflush(stdout) != 0;
+    if (code == EXIT_OK && (failed || ferror(stdout))) {
+        return report_text("cannot write to standard output%s%s", failed ? ": " : "",
+                           failed ? strerror(errno) : "");
+    }
+    return code;
+}
+
 int main(int argc, char **argv) {
     if (argc < 2) {
         print_usage(stderr);
@@ -39,16 +50,16 @@ int main(int argc, char **argv) {
     const char *name = argv[1];
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (strcmp(name, commands[i].name) == 0) {
-            return commands[i].run(argc - 1, argv + 1);
+            return finish(commands[i].run(argc - 1, argv + 1));
         }
     }
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
         print_usage(stdout);
-        return EXIT_OK;
+        return finish(EXIT_OK);
     }
     if (strcmp(name, "--version") == 0) {
         printf("hepta %s\n", hepta_version());
-        return EXIT_OK;
+        return finish(EXIT_OK);
     }
     fprintf(stderr, "hepta: unknown command %s\n", name);
     print_usage(stderr);

@@ -127,11 +127,11 @@ static int print_result(const scorer *s, const settings *o, size_t n_bytes) {
     double perplexity = exp(mean);
     double bits_per_byte = n_bytes > 0 ? s->sum / log(2.0) / (double)n_bytes : 0;
     if (o->json) {
-        return print_json(json_pack("{s:s, s:s, s:I, s:i, s:i, s:f, s:f, s:f, s:f}", "model",
-                                    o->model, "text", o->text, "tokens", (json_int_t)s->n, "ctx",
-                                    (int)o->ctx, "stride", (int)o->stride, "mean_nll", mean,
-                                    "perplexity", perplexity, "standard_error", perplexity * error,
-                                    "bits_per_byte", bits_per_byte));
+        return print_json(json_pack("{s:o, s:o, s:I, s:i, s:i, s:f, s:f, s:f, s:f}", "model",
+                                    json_name(o->model), "text", json_name(o->text), "tokens",
+                                    (json_int_t)s->n, "ctx", (int)o->ctx, "stride", (int)o->stride,
+                                    "mean_nll", mean, "perplexity", perplexity, "standard_error",
+                                    perplexity * error, "bits_per_byte", bits_per_byte));
     }
     printf("perplexity %.4f +- %.4f (%llu tokens, ctx %u, stride %u, %.4f nats/token, "
            "%.4f bits/byte)\n",

@@ -10,7 +10,6 @@
 #include "base/base.h"
 #include "text/utf8.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -192,7 +191,7 @@ static int print_outcome(generation *g, size_t n_prompt_tokens) {
             json_array_append_new(ids, json_integer(g->tokens[i]));
         }
         json_t *json =
-            json_pack("{s:s, s:o, s:o, s:s, s:i, s:i}", "model", s->model, "text",
+            json_pack("{s:o, s:o, s:o, s:s, s:i, s:i}", "model", json_name(s->model), "text",
                       json_text(g->out.text, g->out.n), "tokens", ids, "finish_reason", g->reason,
                       "prompt_tokens", (int)n_prompt_tokens, "generated_tokens", (int)g->n_tokens);
         if (s->digest) {
@@ -209,13 +208,11 @@ static int print_outcome(generation *g, size_t n_prompt_tokens) {
     if (g->out.n == 0 || g->out.text[g->out.n - 1] != '\n') {
         putchar('\n');
     }
-    if (fflush(stdout) != 0) {
-        return report_text("cannot write to standard output: %s", strerror(errno));
-    }
     if (s->digest) {
         printf("logits sha256 %s\n", hex);
     }
     if (s->stats) {
+        fflush(stdout); /* the text comes first */
         fprintf(stderr,
                 "prompt %zu tokens, %.1f tokens/s; generated %u tokens, %.1f tokens/s; "
                 "stopped: %s; session %.1f MB\n",

@@ -96,12 +96,15 @@ void progress_finish(progress *p) {
 }
 
 int print_json(json_t *value) {
-    int failed =
-        value == NULL || json_dumpf(value, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    json_decref(value);
-    if (failed != 0 || putchar('\n') == EOF || fflush(stdout) != 0) {
-        return report_text("cannot write JSON to standard output: %s", strerror(errno));
+    if (value == NULL) {
+        return report_text("no JSON of this result: a number is not finite, or memory is short");
     }
+    int failed = json_dumpf(value, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    json_decref(value);
+    if (failed != 0) {
+        return report_text("cannot write JSON to standard output");
+    }
+    putchar('\n');
     return EXIT_OK;
 }
 
@@ -115,6 +118,10 @@ json_t *json_text(const char *text, size_t n) {
     value = clean != NULL ? json_stringn(clean, m) : NULL;
     free(clean);
     return value;
+}
+
+json_t *json_name(const char *name) {
+    return json_text(name, strlen(name));
 }
 
 /* ---- Interrupts -------------------------------------------------------- */
