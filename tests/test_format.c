@@ -665,7 +665,11 @@ TEST(format_unknown_files) {
         bytes_write_file(path, files[i].data, files[i].n);
         check_refused(path, files[i].status, files[i].message);
     }
+#ifdef HEPTA_ENGINE_ONLY
+    check_refused(directory, HEPTA_ERROR_UNSUPPORTED, "engine alone");
+#else
     check_refused(directory, HEPTA_ERROR_FORMAT, "without config.json");
+#endif
     check_refused(bytes_path(directory, "absent"), HEPTA_ERROR_IO, "absent");
 }
 
