@@ -102,6 +102,12 @@ TEST(cli_files_that_are_no_models) {
     CHECK_SAYS("/nonexistent/x.hepta");
     CHECK_RUN(1, "hepta quantize %s -o %s/x.hepta --tokenizer %s --bits 5", model, tmp, tokenizer);
     CHECK_SAYS("2, 2.5, 3, 3.5, 4 or 8");
+    CHECK_RUN(0, "mkfifo %s/pipe; hepta quantize %s -o %s/pipe --tokenizer %s; test $? = 1", tmp,
+              model, tmp, tokenizer);
+    CHECK_SAYS("not a regular file");
+    CHECK_RUN(0, "timeout 10 %s/hepta inspect %s/pipe; test $? = 1; test -p %s/pipe && rm %s/pipe",
+              getenv("HEPTA_BUILD") != NULL ? getenv("HEPTA_BUILD") : "build", tmp, tmp, tmp);
+    CHECK_SAYS("not a regular file");
     CHECK_RUN(0, ": >%s/empty; hepta inspect %s/empty; test $? = 1", tmp, tmp);
     CHECK_RUN(1, "hepta run -p x %s --tokenizer /nonexistent", model);
     CHECK_RUN(0, "ls %s", tmp);

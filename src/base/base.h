@@ -94,8 +94,8 @@ bool file_exists(const char *path);
 
 /*
  * A file that appears under its final name only on success: written to PATH.tmp-XXXXXX in the
- * same directory, flushed to the disk, renamed. Write errors (a full disk) are reported with
- * the path and the number of bytes.
+ * same directory, flushed to the disk, renamed. What is there already must be a regular file.
+ * Write errors (a full disk) are reported with the path and the number of bytes.
  */
 typedef struct file_writer file_writer;
 hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *err);

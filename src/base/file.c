@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 hepta_status file_map_open(const char *path, file_map *out, hepta_error *err) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* do not wait for a pipe's writer */
     if (fd < 0) {
         return error_set(err, HEPTA_ERROR_IO, "%s: cannot open: %s", path, strerror(errno));
     }
@@ -114,8 +114,10 @@ static void writer_free(file_writer *w) {
 }
 
 hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *err) {
-    if (file_is_directory(path)) {
-        return error_set(err, HEPTA_ERROR_IO, "%s: is a directory; name a file to write", path);
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) { /* renaming would replace /dev/null */
+        return error_set(err, HEPTA_ERROR_IO, "%s: is %s; name a file to write", path,
+                         S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
     }
     file_writer *w = memory_alloc(1, sizeof *w);
     if (w == NULL) {
