@@ -108,6 +108,11 @@ TEST(cli_files_that_are_no_models) {
     CHECK_RUN(0, "timeout 10 %s/hepta inspect %s/pipe; test $? = 1; test -p %s/pipe && rm %s/pipe",
               getenv("HEPTA_BUILD") != NULL ? getenv("HEPTA_BUILD") : "build", tmp, tmp, tmp);
     CHECK_SAYS("not a regular file");
+    CHECK_RUN(0,
+              "sed s/llama/qwen2/ %s >%s/q.gguf; hepta quantize %s/q.gguf -o %s/x.hepta; "
+              "test $? = 1; rm %s/q.gguf",
+              "models/hepta-stories-7m-f16.gguf", tmp, tmp, tmp, tmp);
+    CHECK_SAYS("architecture \"qwen2\""); /* before the work, not after */
     CHECK_RUN(0, ": >%s/empty; hepta inspect %s/empty; test $? = 1", tmp, tmp);
     CHECK_RUN(1, "hepta run -p x %s --tokenizer /nonexistent", model);
     CHECK_RUN(0, "ls %s", tmp);

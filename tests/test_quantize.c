@@ -105,7 +105,7 @@ TEST(quantize_plan_refuses_what_cannot_be) {
     hepta_error err;
     CHECK_EQ_INT(plan_rates(&t, 1, 2.5, &half_bits, &err), HEPTA_ERROR_UNSUPPORTED);
     CHECK(strstr(err.message, "too small") != NULL);
-    static const double bad[] = {0, 1.5, 2.25, 4.5, 7, 8.5, 1e9};
+    static const double bad[] = {0, 1.5, 2.25, 4.5, 7, 8.5, 1e9, -3, 1e300, -INFINITY, NAN};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         CHECK_EQ_INT(plan_rates(&t, 1, bad[i], &half_bits, &err), HEPTA_ERROR_ARGUMENT);
     }
@@ -268,20 +268,36 @@ TEST(quantize_refuses_nan_and_infinity) {
     CHECK_OK(file_map_open(model, &map, &err));
     uint8_t *copy = malloc(map.size);
     CHECK(copy != NULL);
-    static const uint8_t values[2][4] = {{0, 0, 0xc0, 0x7f}, {0, 0, 0x80, 0xff}};
-    for (int i = 0; i < 2; i++) {
+    /* NaN, -infinity, and finite values whose sum is not */
+    static const uint8_t values[3][4] = {
+        {0, 0, 0xc0, 0x7f}, {0, 0, 0x80, 0xff}, {0xff, 0xff, 0x7f, 0x7f}};
+    for (int i = 0; i < 3; i++) {
         memcpy(copy, map.data, map.size);
-        memcpy(copy + 28 + 4 * (64 * 3 + 5), values[i], 4); /* token 3, dimension 5 */
+        for (int k = 0; k < (i < 2 ? 1 : 40); k++) {
+            memcpy(copy + 28 + 4 * (64 * 3 + 5 + k), values[i], 4); /* token 3, dimension 5 on */
+        }
         FILE *f = fopen(bad, "wb");
         CHECK(f != NULL && fwrite(copy, 1, map.size, f) == map.size && fclose(f) == 0);
-        hepta_quantize_options o = {.bits = 3.5, .tokenizer_path = tokenizer};
+        hepta_quantize_options o = {.bits = 8, .tokenizer_path = tokenizer};
         CHECK_EQ_INT(hepta_quantize(bad, path, &o, &err), HEPTA_ERROR_FORMAT);
         CHECK(strstr(err.message, "token_embd.weight") != NULL);
-        CHECK(strstr(err.message, "row 3, column 5") != NULL);
+        CHECK(strstr(err.message, i < 2 ? "row 3, column 5" : "row 3;") != NULL);
         CHECK_EQ_INT(test_count_files(dir), 1);
     }
     free(copy);
     file_map_close(&map);
+}
+
+TEST(quantize_refuses_wrong_arguments) {
+    hepta_error err;
+    hepta_quantize_options o = {.bits = 3.5};
+    CHECK_EQ_INT(hepta_quantize(NULL, "x", &o, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK_EQ_INT(hepta_quantize("x", NULL, &o, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK_EQ_INT(hepta_quantize("x", "y", NULL, &err), HEPTA_ERROR_ARGUMENT);
+    o.threads = -1;
+    CHECK_EQ_INT(hepta_quantize("x", "y", &o, &err), HEPTA_ERROR_ARGUMENT);
+    o.threads = 1 << 30;
+    CHECK_EQ_INT(hepta_quantize("x", "y", &o, &err), HEPTA_ERROR_ARGUMENT);
 }
 
 TEST(quantize_survives_failing_allocations) {

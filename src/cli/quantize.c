@@ -42,19 +42,23 @@ int cli_quantize(int argc, char **argv) {
         return EXIT_USAGE;
     }
     interrupt_catch();
+    hepta_error err;
+    hepta_model *model;
+    if (hepta_model_open(in, &model, &err) != HEPTA_OK) { /* what cannot run is not worth hours */
+        return report(&err);
+    }
+    hepta_model_close(model);
     progress p;
     progress_start(&p, "quantize", "weights");
     p.quiet = quiet;
     options.progress = progress_update;
     options.progress_context = &p;
-    hepta_error err;
     double started = clock_seconds();
     hepta_status status = hepta_quantize(in, out, &options, &err);
     progress_finish(&p);
     if (status != HEPTA_OK) {
         return report(&err);
     }
-    hepta_model *model;
     if (hepta_model_open(out, &model, &err) != HEPTA_OK) {
         return report(&err);
     }

@@ -70,7 +70,7 @@ static double saving(const tensor *t, uint32_t half_bits, bool tied) {
 
 hepta_status plan_rates(const tensor *tensors, size_t n, double bits, uint32_t *half_bits,
                         hepta_error *err) {
-    uint32_t target = (uint32_t)(bits * 2);
+    uint32_t target = bits > 0 && bits <= 8 ? (uint32_t)(bits * 2) : 0;
     if (bits * 2 != (double)target ||
         (target != HALF_BITS_INT8 && (target < HALF_BITS_MIN || target > HALF_BITS_MAX))) {
         return error_set(err, HEPTA_ERROR_ARGUMENT,

@@ -22,7 +22,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { STRIP_ROWS = 4, ROWS_PER_THREAD = 64 };
+enum { STRIP_ROWS = 4, ROWS_PER_THREAD = 64, MAX_THREADS = 4096 };
 
 /* The seed of the rotation's signs: one for all files, so that results can be compared. */
 static const uint64_t rotation_seed = 0x48657074613335u;
@@ -158,12 +158,13 @@ static void encode_int8_row(const float *x, uint32_t n, uint8_t *out, float *sca
     }
 }
 
-/* Reads rows [first, first + n) of t, rotated, into c->x; fails on NaN and infinity. */
+/* Reads rows [first, first + n) of t, rotated, into c->x; fails where one is not finite. */
 static hepta_status load_rows(quantizer *q, const tensor *t, const rotation *r, uint64_t first,
                               uint32_t n, chunk *c) {
     uint64_t row_bytes = source_row_bytes(t);
-    uint64_t bad = UINT64_MAX; /* row * n + column of the first bad weight */
-#pragma omp parallel for num_threads(q->threads) schedule(static) reduction(min : bad)
+    uint64_t bad = UINT64_MAX;   /* row * n + column of the first bad weight */
+    uint64_t large = UINT64_MAX; /* the first row whose sums overflow */
+#pragma omp parallel for num_threads(q->threads) schedule(static) reduction(min : bad, large)
     for (uint32_t i = 0; i < n; i++) {
         float *x = c->x + (size_t)i * r->n_padded;
         q->kernels->row_to_f32(t->type, t->data + (first + i) * row_bytes, r->n, x);
@@ -174,6 +175,9 @@ static hepta_status load_rows(quantizer *q, const tensor *t, const rotation *r, 
             continue;
         }
         q->kernels->rotate(r, x, c->scratch + (size_t)omp_get_thread_num() * r->n_padded);
+        if (find_not_finite(x, r->n_padded) < r->n_padded) {
+            large = first + i < large ? first + i : large;
+        }
     }
     if (bad != UINT64_MAX) {
         return error_set(q->err, HEPTA_ERROR_FORMAT,
@@ -181,6 +185,12 @@ static hepta_status load_rows(quantizer *q, const tensor *t, const rotation *r, 
                          "cannot be quantized",
                          t->file, t->name, (unsigned long long)(bad / r->n),
                          (unsigned long long)(bad % r->n));
+    }
+    if (large != UINT64_MAX) {
+        return error_set(q->err, HEPTA_ERROR_FORMAT,
+                         "%s: tensor %s has weights near the limit of binary32 in row %llu; such "
+                         "weights cannot be quantized",
+                         t->file, t->name, (unsigned long long)large);
     }
     return HEPTA_OK;
 }
@@ -394,6 +404,14 @@ static void describe_output(const container *in, const uint32_t *half_bits, tens
 
 hepta_status hepta_quantize(const char *in_path, const char *out_path,
                             const hepta_quantize_options *options, hepta_error *err) {
+    if (in_path == NULL || out_path == NULL || options == NULL) {
+        return error_set(err, HEPTA_ERROR_ARGUMENT,
+                         "hepta_quantize: in_path, out_path or options is NULL");
+    }
+    if (options->threads < 0 || options->threads > MAX_THREADS) {
+        return error_set(err, HEPTA_ERROR_ARGUMENT, "threads is %d, expected 0 to %d",
+                         options->threads, (int)MAX_THREADS);
+    }
     container *in = NULL;
     uint32_t *half_bits = NULL;
     tensor *described = NULL;
