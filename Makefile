@@ -40,7 +40,7 @@ else
 MODULES += text
 PACKAGES := jansson libutf8proc
 ifneq ($(shell pkg-config --exists $(PACKAGES) 2>/dev/null && echo yes),yes)
-ifneq ($(filter-out demo test deps clean check ci,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out engine demo test deps format clean uninstall check ci,$(or $(MAKECMDGOALS),all)),)
 $(error Missing libraries: $(PACKAGES). Run scripts/deps, or build the engine alone with `make engine`)
 endif
 endif
@@ -105,7 +105,8 @@ deps:
 clean:
 	rm -rf build build-*
 
--include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
+-include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
+	$(BUILD)/tests/logits_dump.d $(BUILD)/tools/sensitivity/sensitivity.d
 
 # ---- What users and developers run --------------------------------------
 
