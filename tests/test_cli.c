@@ -277,7 +277,10 @@ TEST(cli_tokenize_refuses) {
     CHECK_SAYS("at byte 4");
 }
 
-/* Ctrl-C once while quantizing: exit code 130 and nothing left, not even the temporary file. */
+/*
+ * Ctrl-C once or twice while quantizing, or the end of the terminal: exit code 130 and nothing
+ * left, not even the temporary file. The same when nobody reads the progress.
+ */
 TEST(cli_interrupt_leaves_nothing) {
     static const char bundled[] = "models/hepta-stories-7m-f16.gguf";
     if (access(bundled, R_OK) != 0) {
@@ -288,10 +291,12 @@ TEST(cli_interrupt_leaves_nothing) {
     char program[512], out[600];
     snprintf(program, sizeof program, "%s/hepta", build != NULL ? build : "build");
     snprintf(out, sizeof out, "%s/m.hepta", tmp);
-    for (int times = 1; times <= 2; times++) {
+    for (int round = 1; round <= 3; round++) {
+        int times = round == 2 ? 2 : 1;
         pid_t pid = fork();
         CHECK(pid >= 0);
         if (pid == 0) {
+            signal(SIGHUP, SIG_DFL); /* nohup ignores it */
             execl(program, program, "quantize", bundled, "-o", out, "-q", (char *)NULL);
             _exit(127);
         }
@@ -302,7 +307,7 @@ TEST(cli_interrupt_leaves_nothing) {
             usleep(10000);
         }
         for (int i = 0; i < times; i++) {
-            kill(pid, SIGINT);
+            kill(pid, round == 3 ? SIGHUP : SIGINT);
             usleep(i == 0 && times == 2 ? 1000 : 0);
         }
         int status;
@@ -312,6 +317,9 @@ TEST(cli_interrupt_leaves_nothing) {
         CHECK_RUN(0, "ls %s", tmp);
         CHECK_EQ_STR(output, "");
     }
+    CHECK_RUN(0, "(hepta quantize %s -o %s 2>&1 >/dev/null) | head -c 1 >/dev/null; ls %s", bundled,
+              out, tmp);
+    CHECK_EQ_STR(output, "");
 }
 
 /* The program stops quietly when nobody reads on. */

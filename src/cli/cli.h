@@ -97,7 +97,10 @@ json_t *json_name(const char *name);
 
 /* ---- Interrupts -------------------------------------------------------- */
 
-/* Ctrl-C: the first sets a flag, a second one removes unfinished files and leaves at once. */
+/*
+ * Ctrl-C, SIGTERM, SIGHUP: the first sets a flag, a second one removes unfinished files and leaves
+ * at once, as a broken pipe does.
+ */
 void interrupt_catch(void);
 bool interrupted(void);
 

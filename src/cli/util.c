@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -56,6 +57,23 @@ static void format_amount(double x, char *out, size_t n) {
     snprintf(out, n, "%.3g%s", x, prefix[i]);
 }
 
+/* Draws one line over the last one, cut to the terminal's width; names must not steer it. */
+static void draw_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void draw_line(const char *format, ...) {
+    char line[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    struct winsize size;
+    bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+    int width = known ? size.ws_col - 1 : 79;
+    for (char *c = line; *c != '\0'; c++) {
+        *c = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c;
+    }
+    fprintf(stderr, "\r\033[K%.*s", width, line);
+}
+
 bool progress_update(void *context, const char *what, uint64_t done, uint64_t total) {
     progress *p = context;
     if (p->quiet) {
@@ -77,8 +95,8 @@ bool progress_update(void *context, const char *what, uint64_t done, uint64_t to
                 bar[i] = i < percent * 30 / 100 ? '=' : ' ';
             }
             bar[30] = '\0';
-            fprintf(stderr, "\r\033[K%s [%s] %3d %% %s%s/s%s  %.32s", p->title, bar, percent, rate,
-                    p->unit, left, what);
+            draw_line("%s [%s] %3d %% %s%s/s%s  %.32s", p->title, bar, percent, rate, p->unit, left,
+                      what);
             p->drawn = now;
             p->shown = true;
         }
@@ -135,11 +153,24 @@ static void on_interrupt(int signal_number) {
     }
 }
 
+/* Nobody reads on: away at once, as without a handler, but without unfinished files. */
+static void on_broken_pipe(int signal_number) {
+    file_writer_discard_all_on_signal();
+    _exit(128 + signal_number);
+}
+
 void interrupt_catch(void) {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART}, old;
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) { /* as nohup asks */
+        sigaction(SIGHUP, &action, NULL);
+    }
+    action.sa_handler = on_broken_pipe;
+    if (sigaction(SIGPIPE, NULL, &old) == 0 && old.sa_handler != SIG_IGN) {
+        sigaction(SIGPIPE, &action, NULL);
+    }
 }
 
 bool interrupted(void) {
@@ -221,6 +252,9 @@ const char *model_or_default(const char *given) {
         }
     }
     snprintf(path, sizeof path, "%s/%s", HEPTA_DATA_DIR, name);
+    if (access(path, R_OK) != 0) {
+        report_text("no MODEL is named, and the bundled one is not where it was installed");
+    }
     return path;
 }
 

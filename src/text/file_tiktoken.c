@@ -157,12 +157,12 @@ static hepta_status read_lines(vocabulary *v, const uint8_t *data, size_t n, hep
             if (parse_line(data + i, length, &n_token, &rank)) {
                 k = base64_decode(data + i, n_token, bytes);
             }
-            if (k == 0) {
+            if (k == 0 || k > TOKENIZER_MAX_TOKEN) {
                 return vocabulary_error(
                     v, HEPTA_ERROR_FORMAT,
-                    "line %zu is no tiktoken rank: expected base64, a space and a "
-                    "number",
-                    line_number);
+                    "line %zu is no tiktoken rank: expected base64 of 1 to %d bytes, a space and "
+                    "a number",
+                    line_number, TOKENIZER_MAX_TOKEN);
             }
             if (rank >= LLAMA3_RANKS || t->tokens[rank].text != NULL) {
                 return vocabulary_error(v, HEPTA_ERROR_UNSUPPORTED,
