@@ -495,7 +495,7 @@ TEST(model_allocation_failures) {
         memory_fail_after(++k);
         status = hepta_model_open(path, &m, &err);
         if (status == HEPTA_OK) {
-            status = hepta_session_create(m, NULL, &s, &err);
+            status = hepta_session_create(m, &(hepta_session_options){.threads = 2}, &s, &err);
         }
         if (status == HEPTA_OK) {
             status = hepta_sampler_create(&(hepta_sampler_options){.temperature = 1.0f}, 50,
@@ -506,6 +506,8 @@ TEST(model_allocation_failures) {
             CHECK_EQ_INT(status, HEPTA_ERROR_MEMORY);
             CHECK_EQ_INT(err.status, HEPTA_ERROR_MEMORY);
             CHECK(err.message[0] != '\0');
+        } else {
+            CHECK(err.message[0] == '\0'); /* no failure on the way was passed over */
         }
         hepta_sampler_free(sampler);
         hepta_session_free(s);

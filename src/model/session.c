@@ -119,6 +119,8 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
     if (status == HEPTA_OK && !allocate_buffers(s)) {
         status = error_set(err, HEPTA_ERROR_MEMORY,
                            "no memory for a session with a context of %u tokens", s->n_ctx);
+    }
+    if (status != HEPTA_OK) {
         hepta_session_free(s);
         return status;
     }
