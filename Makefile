@@ -131,9 +131,7 @@ check: # the gate before a commit: format, both compilers, warnings, tests, sani
 	@scripts/deps check
 	scripts/check
 
-ci:
-	scripts/deps check
-	scripts/check
+ci: check
 
 bench: $(BUILD)/hepta
 	$(BUILD)/hepta bench code

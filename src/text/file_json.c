@@ -221,10 +221,6 @@ static hepta_status read_pipeline(vocabulary *v, const json_t *root) {
 
 /* ---- Vocabulary and merge rules ---------------------------------------- */
 
-static bool is_byte_token(kv_string s) {
-    return s.n == 6 && memcmp(s.data, "<0x", 3) == 0 && s.data[5] == '>';
-}
-
 static hepta_status read_vocab(vocabulary *v, json_t *vocab, bool byte_fallback) {
     if (json_object_size(vocab) == 0) {
         return vocabulary_error(v, HEPTA_ERROR_FORMAT, "the vocabulary is no object or empty");
@@ -238,7 +234,8 @@ static hepta_status read_vocab(vocabulary *v, json_t *vocab, bool byte_fallback)
             return vocabulary_error(v, HEPTA_ERROR_FORMAT,
                                     "the vocabulary gives \"%.60s\" no id from 0 up", key);
         }
-        token_type type = byte_fallback && is_byte_token(text) ? TOKEN_BYTE : TOKEN_NORMAL;
+        token_type type =
+            byte_fallback && vocabulary_is_byte_token(text) ? TOKEN_BYTE : TOKEN_NORMAL;
         hepta_status status = vocabulary_set(v, (uint64_t)json_integer_value(id), text, 0, type);
         if (status != HEPTA_OK) {
             return status;

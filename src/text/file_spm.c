@@ -291,10 +291,6 @@ static bool escape_spaces(vocabulary *v, kv_string *s) {
     return true;
 }
 
-static bool is_byte_token(kv_string s) {
-    return s.n == 6 && memcmp(s.data, "<0x", 3) == 0 && s.data[5] == '>';
-}
-
 hepta_status llama2c_tokenizer_read(vocabulary *v, const uint8_t *data, size_t n) {
     /* ids 0 to 2; the exporter wrote line breaks around the names of 1 and 2 */
     static const kv_string names[] = {{"<unk>", 5}, {"<s>", 3}, {"</s>", 4}};
@@ -323,11 +319,11 @@ hepta_status llama2c_tokenizer_read(vocabulary *v, const uint8_t *data, size_t n
                                     "the score of token %zu at byte %zu is not a number", v->n, at);
         }
         kv_string text = {(const char *)data + at + 8, length};
-        token_type type = v->n == 0             ? TOKEN_UNKNOWN
-                          : v->n < 3            ? TOKEN_CONTROL
-                          : length == 0         ? TOKEN_UNUSED
-                          : is_byte_token(text) ? TOKEN_BYTE
-                                                : TOKEN_NORMAL;
+        token_type type = v->n == 0                        ? TOKEN_UNKNOWN
+                          : v->n < 3                       ? TOKEN_CONTROL
+                          : length == 0                    ? TOKEN_UNUSED
+                          : vocabulary_is_byte_token(text) ? TOKEN_BYTE
+                                                           : TOKEN_NORMAL;
         if (v->n < 3) {
             text = names[v->n];
         } else if (!escape_spaces(v, &text)) {

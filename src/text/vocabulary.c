@@ -247,3 +247,7 @@ hepta_status vocabulary_store(vocabulary *v, container *c) {
     }
     return status;
 }
+
+bool vocabulary_is_byte_token(kv_string s) {
+    return s.n == 6 && memcmp(s.data, "<0x", 3) == 0 && s.data[5] == '>';
+}

@@ -69,6 +69,9 @@ hepta_status vocabulary_error(vocabulary *v, hepta_status status, const char *fo
     __attribute__((format(printf, 3, 4)));
 hepta_status vocabulary_out_of_memory(vocabulary *v);
 
+/* True for the name of a byte token: <0xHH>. */
+bool vocabulary_is_byte_token(kv_string s);
+
 /* ---- Readers; the files' bytes stay mapped until vocabulary_store -------- */
 
 hepta_status spm_model_read(vocabulary *v, const uint8_t *data, size_t n); /* protobuf */
