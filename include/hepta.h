@@ -1,14 +1,14 @@
 /*
  * hepta.h - public C API of Hepta, an inference engine for LLaMA-family models.
  *
- * Objects: a model (weights, mapped read-only), a session (KV cache and scratch
- * memory for one sequence), a tokenizer, a sampler. Models are immutable after
+ * Objects: a model (weights, mapped read-only), a session (KV caches of one or more
+ * sequences, and scratch memory), a tokenizer, a sampler. Models are immutable after
  * opening and may be shared by any number of sessions and threads; a session,
  * sampler or tokenizer belongs to one thread at a time.
  *
  * Results: the logits are a function of the model file and the token ids alone.
- * They do not depend on the instruction set, the number of threads or the way a
- * prompt is cut into calls (docs/NUMERICS.md).
+ * They do not depend on the instruction set, the number of threads, the way a
+ * prompt is cut into calls or the other sequences of a batch (docs/NUMERICS.md).
  *
  * Errors: functions that can fail return a hepta_status; when `err` is not NULL
  * it is filled with a one-line message that says what was expected, what was
@@ -95,10 +95,11 @@ typedef struct hepta_session hepta_session;
 typedef enum hepta_cache_type { HEPTA_CACHE_F32 = 0, HEPTA_CACHE_F16 } hepta_cache_type;
 
 typedef struct hepta_session_options {
-    uint32_t n_ctx;   /* positions held; 0: the model's training context */
-    uint32_t n_batch; /* tokens processed together in a prompt; 0: 64 */
+    uint32_t n_ctx;   /* positions held of each sequence; 0: the model's training context */
+    uint32_t n_batch; /* tokens processed together; 0: 64 */
     int threads;      /* 0: physical cores this process may use */
     hepta_cache_type cache_type;
+    uint32_t n_sequences; /* independent sequences, numbered from 0; 0: one */
 } hepta_session_options;
 
 /* All memory is allocated here, nothing later. `options` may be NULL. */
@@ -108,7 +109,7 @@ HEPTA_API hepta_status hepta_session_create(const hepta_model *model,
 HEPTA_API void hepta_session_free(hepta_session *session);
 
 /*
- * Appends `n` tokens (n >= 1) to the sequence and computes their logits.
+ * Appends `n` tokens (n >= 1) to sequence 0 and computes their logits.
  * `logits` is NULL, or receives n_vocab floats for the last token, or, when
  * `all` is true, n * n_vocab floats for every token. HEPTA_ERROR_CONTEXT, with
  * nothing changed, when the context cannot hold them.
@@ -116,9 +117,27 @@ HEPTA_API void hepta_session_free(hepta_session *session);
 HEPTA_API hepta_status hepta_session_eval(hepta_session *session, const int32_t *tokens, size_t n,
                                           float *logits, bool all, hepta_error *err);
 
-/* Forgets every position >= n_keep (0 starts afresh). */
-HEPTA_API void hepta_session_truncate(hepta_session *session, uint32_t n_keep);
-HEPTA_API uint32_t hepta_session_position(const hepta_session *session);
+typedef struct hepta_batch_token {
+    int32_t token;
+    uint32_t sequence; /* 0 .. n_sequences - 1 */
+    bool logits;       /* compute the logits after this token */
+} hepta_batch_token;
+
+/*
+ * Appends each of `n` tokens (n >= 1) to its sequence, in the order given: prompts and single
+ * steps of any sequences together, so that weights are read once for all. `logits` receives a row
+ * of n_vocab floats for every token that wants one, in that order; it may be NULL if none does.
+ * Each row has the bits that the sequence would give alone. On an error nothing has changed;
+ * HEPTA_ERROR_CONTEXT when a sequence has no room for its tokens.
+ */
+HEPTA_API hepta_status hepta_session_eval_batch(hepta_session *session,
+                                                const hepta_batch_token *tokens, size_t n,
+                                                float *logits, hepta_error *err);
+
+/* Forgets every position >= n_keep of a sequence (0 starts afresh). */
+HEPTA_API void hepta_session_truncate(hepta_session *session, uint32_t sequence, uint32_t n_keep);
+/* Tokens that the sequence holds. */
+HEPTA_API uint32_t hepta_session_position(const hepta_session *session, uint32_t sequence);
 HEPTA_API uint32_t hepta_session_context(const hepta_session *session);
 HEPTA_API size_t hepta_session_memory(const hepta_session *session); /* bytes held */
 

@@ -67,7 +67,7 @@ static float *eval_all(const hepta_model *m, const int32_t *tokens, size_t n, ui
         size_t step = n - done < call ? n - done : call;
         CHECK_OK(hepta_session_eval(s, tokens + done, step, logits + done * n_vocab, true, &err));
     }
-    CHECK_EQ_INT(hepta_session_position(s), n);
+    CHECK_EQ_INT(hepta_session_position(s, 0), n);
     hepta_session_free(s);
     return logits;
 }
@@ -419,27 +419,27 @@ TEST(session_context_and_truncate) {
     uint64_t allocations = memory_count();
     CHECK_EQ_INT(hepta_session_eval(s, tokens, N + 1, logits, false, &err), HEPTA_ERROR_CONTEXT);
     CHECK(strstr(err.message, "161") != NULL && strstr(err.message, "160") != NULL);
-    CHECK_EQ_INT(hepta_session_position(s), 0);
+    CHECK_EQ_INT(hepta_session_position(s, 0), 0);
     CHECK(((unsigned char *)logits)[0] == 0x55);
     CHECK_OK(hepta_session_eval(s, tokens, N, logits, false, &err));
     CHECK_MEM_EQ(logits, expected + (N - 1) * n_vocab, n_bytes);
     CHECK_EQ_INT(hepta_session_eval(s, tokens, 1, logits, false, &err), HEPTA_ERROR_CONTEXT);
 
     /* Back to 70 tokens: what was computed after them must not matter. */
-    hepta_session_truncate(s, 200);
-    CHECK_EQ_INT(hepta_session_position(s), N);
-    hepta_session_truncate(s, 70);
+    hepta_session_truncate(s, 0, 200);
+    CHECK_EQ_INT(hepta_session_position(s, 0), N);
+    hepta_session_truncate(s, 0, 70);
     CHECK_OK(hepta_session_eval(s, tokens + 100, 9, NULL, false, &err));
-    hepta_session_truncate(s, 70);
+    hepta_session_truncate(s, 0, 70);
     CHECK_OK(hepta_session_eval(s, tokens + 70, 30, logits, false, &err));
     CHECK_MEM_EQ(logits, expected + 99 * n_vocab, n_bytes);
-    hepta_session_truncate(s, 0);
+    hepta_session_truncate(s, 0, 0);
     CHECK_OK(hepta_session_eval(s, tokens, 1, logits, false, &err));
     CHECK_MEM_EQ(logits, expected, n_bytes);
     CHECK_EQ_INT(memory_count(), allocations);
 
     /* A cache full of NaN is as good as a fresh one. */
-    hepta_session_truncate(s, 0);
+    hepta_session_truncate(s, 0, 0);
     memset(s->k_cache, 0xff, (size_t)2 * N * 20 * sizeof(float));
     memset(s->v_cache, 0xff, (size_t)2 * N * 20 * sizeof(float));
     CHECK_OK(hepta_session_eval(s, tokens, N, logits, false, &err));
@@ -447,6 +447,180 @@ TEST(session_context_and_truncate) {
     free(logits);
     free(expected);
     hepta_session_free(s);
+    hepta_model_close(m);
+}
+
+/* Texts of several lengths, and their logits in sessions of their own: (lengths[i], n_vocab). */
+enum { MAX_TEXTS = 32, MAX_TEXT = 90 };
+typedef struct texts {
+    int32_t tokens[MAX_TEXTS][MAX_TEXT];
+    uint32_t lengths[MAX_TEXTS];
+    float *logits[MAX_TEXTS];
+} texts;
+
+static void texts_fill(texts *x, const hepta_model *m, hepta_cache_type cache_type) {
+    for (int i = 0; i < MAX_TEXTS; i++) {
+        x->lengths[i] = 1 + test_random_below(i % 4 == 0 ? MAX_TEXT : 20);
+        random_tokens(x->tokens[i], x->lengths[i], m->info.n_vocab);
+        x->logits[i] = eval_all(m, x->tokens[i], x->lengths[i], 1, 1, 1, cache_type);
+    }
+}
+
+static void texts_free(texts *x) {
+    for (int i = 0; i < MAX_TEXTS; i++) {
+        free(x->logits[i]);
+    }
+}
+
+/* Adds up to 30 tokens to a batch: one token or some of sequences drawn at random. */
+static size_t draw_batch(const texts *x, uint32_t n_sequences, uint32_t *done,
+                         hepta_batch_token *batch) {
+    size_t n = 0, most = 1 + test_random_below(30);
+    uint32_t want = test_random_below(3); /* logits of none, half, all */
+    for (int tries = 0; tries < 100 && n < most; tries++) {
+        uint32_t i = test_random_below(n_sequences);
+        uint32_t some = test_random_below(2) != 0 ? 1 : 1 + test_random_below(20);
+        for (; some > 0 && n < most && done[i] < x->lengths[i]; some--) {
+            bool logits = want == 2 || (want == 1 && test_random_below(2) != 0);
+            batch[n++] = (hepta_batch_token){x->tokens[i][done[i]++], i, logits};
+        }
+    }
+    return n;
+}
+
+/* All texts through one session, in batches drawn at random, a few of them set back on the way:
+ * every row has the bits of the text alone. */
+static void check_batches(const hepta_model *m, const texts *x,
+                          const hepta_session_options *options) {
+    hepta_error err;
+    hepta_session *s = NULL;
+    const size_t n_vocab = m->info.n_vocab;
+    CHECK_OK(hepta_session_create(m, options, &s, &err));
+    float *logits = new_floats(30 * n_vocab);
+    uint32_t done[MAX_TEXTS] = {0};
+    hepta_batch_token batch[30];
+    const uint64_t allocations = memory_count();
+    for (size_t n; (n = draw_batch(x, options->n_sequences, done, batch)) > 0;) {
+        uint32_t at[MAX_TEXTS];
+        for (uint32_t i = 0; i < options->n_sequences; i++) {
+            at[i] = hepta_session_position(s, i);
+        }
+        CHECK_OK(hepta_session_eval_batch(s, batch, n, logits, &err));
+        size_t row = 0;
+        for (size_t i = 0; i < n; i++) {
+            uint32_t sequence = batch[i].sequence, position = at[sequence]++;
+            if (batch[i].logits) {
+                CHECK_MEM_EQ(logits + row * n_vocab, x->logits[sequence] + position * n_vocab,
+                             n_vocab * sizeof(float));
+                row++;
+            }
+        }
+        uint32_t back = test_random_below(options->n_sequences);
+        CHECK_EQ_INT(hepta_session_position(s, back), done[back]);
+        if (test_random_below(8) == 0) {
+            done[back] = test_random_below(done[back] + 1);
+            hepta_session_truncate(s, back, done[back]);
+        }
+    }
+    CHECK_EQ_INT(memory_count(), allocations);
+    free(logits);
+    hepta_session_free(s);
+}
+
+TEST(session_batch_same_bits) {
+    static const uint32_t sequences[] = {1, 2, 3, 8, 17, MAX_TEXTS}, batches[] = {1, 7, 64};
+    const uint32_t types[] = {TENSOR_PACKED, TENSOR_F32};
+    for (int type = 0; type < 2; type++) {
+        const char *path = tiny_file(types[type], types[type] == TENSOR_PACKED ? 7 : 0);
+        for (int cache = 0; cache < 2; cache++) {
+            setenv("HEPTA_KERNELS", "ref", 1);
+            hepta_model *m = open_model(path);
+            static texts x;
+            texts_fill(&x, m, (hepta_cache_type)cache);
+            bool supported;
+            const kernels *k;
+            for (size_t table = 0; (k = kernels_get(table, &supported)) != NULL; table++) {
+                kernels eager = *k; /* shares even the smallest step among the threads */
+                eager.macs_per_microsecond = 0;
+                m->kernels = &eager;
+                for (int i = 0; supported && i < 6; i++) {
+                    check_batches(m, &x,
+                                  &(hepta_session_options){.n_ctx = MAX_TEXT,
+                                                           .n_sequences = sequences[i],
+                                                           .n_batch = batches[i % 3],
+                                                           .threads = 1 + (i + (int)table) % 3,
+                                                           .cache_type = (hepta_cache_type)cache});
+                }
+            }
+            texts_free(&x);
+            hepta_model_close(m);
+        }
+    }
+}
+
+TEST(session_batch_errors) {
+    hepta_error err;
+    hepta_model *m = open_model(tiny_file(TENSOR_PACKED, 7));
+    hepta_session *s = NULL, *plain = NULL;
+    hepta_session_options o = {.n_ctx = 4, .n_sequences = 3, .n_batch = 2, .threads = 1};
+    CHECK_OK(hepta_session_create(m, &o, &s, &err));
+    o.n_sequences = 0;
+    CHECK_OK(hepta_session_create(m, &o, &plain, &err));
+    CHECK(hepta_session_memory(s) >= hepta_session_memory(plain) + (size_t)2 * 2 * 2 * 4 * 80);
+    hepta_session_free(plain);
+    const hepta_batch_token good[] = {{1, 0, true}, {2, 2, false}, {3, 2, true}, {4, 0, false}};
+    hepta_batch_token bad[10];
+    float logits[10 * 50], expected[2 * 50], again[2 * 50];
+    const size_t n_bytes = sizeof expected;
+    CHECK_OK(hepta_session_eval_batch(s, good, 4, expected, &err));
+    memset(logits, 0x55, sizeof logits);
+    for (int round = 0; round < 5; round++) {
+        size_t n = 4;
+        memcpy(bad, good, sizeof good);
+        hepta_status status = HEPTA_ERROR_ARGUMENT;
+        const char *text = "";
+        switch (round) {
+        case 0:
+            bad[3].token = 50, text = "token 3 of the call has the id 50";
+            break;
+        case 1:
+            bad[3].sequence = 3, text = "token 3 of the call is for sequence 3, expected 0 to 2";
+            break;
+        case 2: /* two after the two it has, in two chunks, and one more */
+            n = 6, bad[4] = bad[5] = (hepta_batch_token){1, 2, true};
+            bad[4].sequence = 1;
+            bad[3].sequence = 2;
+            status = HEPTA_ERROR_CONTEXT;
+            text = "4 tokens after position 2 of sequence 2 do not fit the context of 4";
+            break;
+        case 3:
+            n = 0, text = "no tokens";
+            break;
+        default:
+            CHECK_EQ_INT(hepta_session_eval_batch(s, bad, 4, NULL, &err), status);
+            CHECK(strstr(err.message, "token 0") != NULL);
+            continue;
+        }
+        CHECK_EQ_INT(hepta_session_eval_batch(s, bad, n, logits, &err), status);
+        CHECK(strstr(err.message, text) != NULL);
+        CHECK_EQ_INT(((unsigned char *)logits)[0], 0x55);
+        for (uint32_t i = 0; i < 3; i++) {
+            CHECK_EQ_INT(hepta_session_position(s, i), i == 1 ? 0 : 2);
+        }
+    }
+    CHECK_EQ_INT(hepta_session_eval_batch(s, NULL, 1, logits, NULL), HEPTA_ERROR_ARGUMENT);
+    hepta_session_truncate(s, 0, 0), hepta_session_truncate(s, 2, 0);
+    hepta_session_truncate(s, 3, 0); /* none: no effect */
+    CHECK_EQ_INT(hepta_session_position(s, 3), 0);
+    CHECK_OK(hepta_session_eval_batch(s, good, 4, again, &err));
+    CHECK_MEM_EQ(again, expected, n_bytes);
+    hepta_session_free(s);
+    s = NULL;
+    o = (hepta_session_options){.n_sequences = INT32_MAX, .n_ctx = INT32_MAX};
+    CHECK_EQ_INT(hepta_session_create(m, &o, &s, &err), HEPTA_ERROR_MEMORY);
+    o.n_sequences = UINT32_MAX;
+    CHECK_EQ_INT(hepta_session_create(m, &o, &s, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK(s == NULL);
     hepta_model_close(m);
 }
 
@@ -463,7 +637,7 @@ TEST(session_arguments) {
     CHECK(strstr(err.message, "-7") != NULL);
     CHECK_EQ_INT(hepta_session_eval(s, tokens, 0, logits, false, NULL), HEPTA_ERROR_ARGUMENT);
     CHECK_EQ_INT(hepta_session_eval(s, NULL, 1, logits, false, NULL), HEPTA_ERROR_ARGUMENT);
-    CHECK_EQ_INT(hepta_session_position(s), 0);
+    CHECK_EQ_INT(hepta_session_position(s, 0), 0);
 
     hepta_session *other = NULL;
     hepta_session_options o = {.threads = -1};

@@ -350,7 +350,7 @@ static double mean_nll(const char *model, const char *tokenizer, const char *tex
     size_t count = 0;
     for (size_t at = 0; at + ctx - 1 <= n; at += ctx - 1) {
         memcpy(window + 1, tokens + at, (ctx - 1) * sizeof *window);
-        hepta_session_truncate(s, 0);
+        hepta_session_truncate(s, 0, 0);
         CHECK_OK(hepta_session_eval(s, window, ctx, logits, true, &err));
         for (uint32_t i = 0; i + 1 < ctx; i++, count++) {
             const float *l = logits + (size_t)i * info.n_vocab;

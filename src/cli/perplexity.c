@@ -47,7 +47,7 @@ static double negative_log_likelihood(const float *logits, uint32_t n, int32_t t
  */
 static hepta_status score_window(scorer *s, const int32_t *window, size_t n, size_t first,
                                  hepta_error *err) {
-    hepta_session_truncate(s->session, 0);
+    hepta_session_truncate(s->session, 0, 0);
     hepta_status status = HEPTA_OK;
     size_t at = first - 1;
     if (at > 0) {

@@ -129,7 +129,7 @@ static hepta_status evaluate_prompt(generation *g, const int32_t *tokens, size_t
 }
 
 static hepta_status generate(generation *g, hepta_error *err) {
-    uint32_t room = hepta_session_context(g->session) - hepta_session_position(g->session);
+    uint32_t room = hepta_session_context(g->session) - hepta_session_position(g->session, 0);
     g->reason = "length";
     while (g->n_tokens < g->settings->n_predict) {
         if (interrupted()) {

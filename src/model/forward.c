@@ -4,7 +4,8 @@
  * Each step of the pass is a loop whose items (a token, a head of a token, some rows of a matrix)
  * the session's threads share; a step begins when the one before has ended. Which thread
  * computes which item has no influence on the item, and every token of a chunk depends on itself
- * and the cache alone; so the logits do not depend on threads or chunks.
+ * and its sequence's cache alone; so the logits do not depend on threads, on chunks, or on the
+ * order and the sequences of the tokens in a chunk.
  *
  * docs/MODEL.md sets the equations beside these functions.
  */
@@ -15,11 +16,13 @@
 #include <math.h>
 #include <string.h>
 
-/* y (n, n_rows) = a x; x (tokens, n_cols) is read if the matrix is not packed. */
+/* y (n - first, n_rows) = a x for tokens first .. n - 1 of the chunk; x (n, n_cols) is read if
+ * the matrix is not packed. */
 typedef struct product {
     const matrix *a;
     const float *x;
     float *y;
+    uint32_t first;
     uint32_t rows_per_item;
     size_t n_items;
 } product;
@@ -29,7 +32,6 @@ typedef struct forward {
     hepta_session *s;
     const hepta_model *m;
     const kernels *k;
-    const int32_t *tokens;
     uint32_t n;     /* tokens of the chunk */
     uint32_t first; /* the step is for tokens first .. n-1 */
     uint32_t layer;
@@ -107,15 +109,15 @@ static void product_rows(void *context, size_t item, int thread) {
         p++;
     }
     const matrix *a = p->a;
-    const uint32_t n = f->n - f->first, begin = (uint32_t)item * p->rows_per_item;
+    const uint32_t n = f->n - p->first, begin = (uint32_t)item * p->rows_per_item;
     const uint32_t end =
         a->n_rows - begin < p->rows_per_item ? a->n_rows : begin + p->rows_per_item;
     if (a->type == TENSOR_PACKED) {
-        f->k->matmul_packed(&a->packed, begin, end, f->s->activations + f->first, n, p->y,
+        f->k->matmul_packed(&a->packed, begin, end, f->s->activations + p->first, n, p->y,
                             a->n_rows, thread_scratch(f, thread));
         return;
     }
-    const float *x = p->x + (size_t)f->first * a->n_cols;
+    const float *x = p->x + (size_t)p->first * a->n_cols;
     const uint8_t *rows = a->source->data + begin * a->row_bytes;
     if (a->type == TENSOR_F32) {
         f->k->matmul_f32((const float *)(const void *)rows, end - begin, a->n_cols, x, a->n_cols, n,
@@ -129,9 +131,14 @@ static void product_rows(void *context, size_t item, int thread) {
     }
 }
 
-/* Adds a product to the next step. */
-static void prepare(forward *f, const matrix *a, const float *x, float *y) {
-    f->products[f->n_products++] = (product){.a = a, .x = x, .y = y};
+/* Adds a product to the next step; y is the row of the first token. */
+static void prepare(forward *f, const matrix *a, const float *x, float *y, uint32_t first) {
+    f->products[f->n_products++] = (product){.a = a, .x = x, .y = y, .first = first};
+}
+
+/* The same for tokens from f->first on and y (n, n_rows). */
+static void prepare_rows(forward *f, const matrix *a, const float *x, float *y) {
+    prepare(f, a, x, y + (size_t)f->first * a->n_rows, f->first);
 }
 
 /* The step of all prepared products: some eight items per thread, in groups of 16 rows. */
@@ -140,8 +147,8 @@ static void multiply(forward *f) {
     double macs = 0.0;
     size_t n_items = 0;
     for (uint32_t i = 0; i < f->n_products; i++) {
-        const matrix *a = f->products[i].a;
-        macs += (double)a->n_rows * a->n_cols * (f->n - f->first);
+        const product *p = &f->products[i];
+        macs += (double)p->a->n_rows * p->a->n_cols * (f->n - p->first);
     }
     for (uint32_t i = 0; i < f->n_products; i++) {
         product *p = &f->products[i];
@@ -170,7 +177,7 @@ static void embed_token(void *context, size_t t, int thread) {
     const forward *f = context;
     hepta_session *s = f->s;
     const matrix *a = &f->m->embedding;
-    const size_t token = (size_t)f->tokens[t];
+    const size_t token = (size_t)s->chunk[t].id;
     float *x = s->x + t * a->n_cols;
     if (a->type == TENSOR_PACKED) {
         float *rotated = thread_scratch(f, thread), *more = rotated + s->width;
@@ -181,7 +188,7 @@ static void embed_token(void *context, size_t t, int thread) {
         f->k->row_to_f32(a->type, a->source->data + token * a->row_bytes, a->n_cols, x);
     }
     const uint32_t half = f->m->n_rot / 2;
-    const double position = (double)(s->position + t);
+    const double position = (double)s->chunk[t].position;
     for (uint32_t i = 0; i < half; i++) {
         double sine, cosine;
         math_sin_cos_f64(position * f->m->rope_frequency[i], &sine, &cosine);
@@ -213,10 +220,12 @@ static void norm_input(forward *f, bool add, const float *gain, const rotation *
 
 /* ---- Attention --------------------------------------------------------- */
 
-/* Items of the cache before position 0 of the layer's KV head. */
-static size_t cache_offset(const forward *f, uint32_t head) {
+/* Items of the cache before position 0 of the layer's KV head in token t's sequence. */
+static size_t cache_offset(const forward *f, size_t t, uint32_t head) {
+    const hepta_session *s = f->s;
     const hepta_model_info *i = &f->m->info;
-    return ((size_t)f->layer * i->n_head_kv + head) * f->s->n_ctx * i->head_dim;
+    const size_t plane = (size_t)f->layer * s->n_sequences + s->chunk[t].sequence;
+    return (plane * i->n_head_kv + head) * s->n_ctx * i->head_dim;
 }
 
 static void cache_store(const forward *f, void *cache, size_t offset, const float *x) {
@@ -230,7 +239,7 @@ static void cache_store(const forward *f, void *cache, size_t offset, const floa
     }
 }
 
-/* RoPE turns the token's q and k; k and v go to the cache. */
+/* RoPE turns the token's q (from f->first on) and k; k and v go to the cache. */
 static void rope_token(void *context, size_t t, int thread) {
     const forward *f = context;
     const hepta_model *m = f->m;
@@ -239,13 +248,13 @@ static void rope_token(void *context, size_t t, int thread) {
     const uint32_t dim = i->head_dim, half = m->n_rot / 2;
     const float *cosine = s->rope_cos + t * half, *sine = s->rope_sin + t * half;
     float *q = s->q + t * i->n_head * dim;
-    for (uint32_t head = 0; head < i->n_head; head++) {
+    for (uint32_t head = 0; t >= f->first && head < i->n_head; head++) {
         f->k->rope(q + (size_t)head * dim, m->n_rot, m->rope_interleaved, cosine, sine);
     }
     for (uint32_t head = 0; head < i->n_head_kv; head++) {
         float *k = s->k + (t * i->n_head_kv + head) * dim;
         float *v = s->v + (t * i->n_head_kv + head) * dim;
-        size_t offset = cache_offset(f, head) + (s->position + t) * dim;
+        size_t offset = cache_offset(f, t, head) + (size_t)s->chunk[t].position * dim;
         f->k->rope(k, m->n_rot, m->rope_interleaved, cosine, sine);
         cache_store(f, s->k_cache, offset, k);
         cache_store(f, s->v_cache, offset, v);
@@ -259,24 +268,29 @@ static void attend_head(void *context, size_t item, int thread) {
     const hepta_session *s = f->s;
     const hepta_model_info *i = &f->m->info;
     const uint32_t dim = i->head_dim, group = i->n_head / i->n_head_kv;
-    const uint32_t t = (uint32_t)(item / i->n_head), head = (uint32_t)(item % i->n_head);
+    item += (size_t)f->first * i->n_head;
+    const size_t t = item / i->n_head;
+    const uint32_t head = (uint32_t)(item % i->n_head);
     const bool f16 = s->cache_type == HEPTA_CACHE_F16;
-    const size_t offset = cache_offset(f, head / group) * (f16 ? sizeof(uint16_t) : sizeof(float));
+    const size_t offset =
+        cache_offset(f, t, head / group) * (f16 ? sizeof(uint16_t) : sizeof(float));
     f->k->attention(s->q + item * dim, (const uint8_t *)s->k_cache + offset,
-                    (const uint8_t *)s->v_cache + offset, dim, f16, s->position + t + 1, dim,
+                    (const uint8_t *)s->v_cache + offset, dim, f16, s->chunk[t].position + 1, dim,
                     1.0f / sqrtf((float)dim), s->attention + item * dim, thread_scratch(f, thread));
 }
 
-static void pack_attention(void *context, size_t t, int thread) {
+static void pack_attention(void *context, size_t item, int thread) {
     const forward *f = context;
+    const size_t t = f->first + item;
     pack_input(f, t, f->s->attention + t * f->pack->n, f->pack, thread);
 }
 
 /* ---- Feed-forward ------------------------------------------------------ */
 
 /* gate = silu(gate) * up */
-static void activate_token(void *context, size_t t, int thread) {
+static void activate_token(void *context, size_t item, int thread) {
     const forward *f = context;
+    const size_t t = f->first + item;
     const uint32_t n_ff = f->m->info.n_ff;
     float *gate = f->s->gate + t * n_ff;
     f->k->swiglu(gate, f->s->up + t * n_ff, n_ff);
@@ -287,9 +301,28 @@ static void activate_token(void *context, size_t t, int thread) {
 
 /* ---- The whole --------------------------------------------------------- */
 
+/* Keys and values of all tokens to the cache; s->q for tokens from f->first on. */
+static void project(forward *f) {
+    hepta_session *s = f->s;
+    const hepta_model_info *i = &f->m->info;
+    const llama_layer *l = &f->m->layers[f->layer];
+    const uint32_t first = f->first;
+    f->first = 0;
+    norm_input(f, f->layer > 0, l->attn_norm, rotation_of(&l->wq, &l->wk, &l->wv));
+    prepare(f, &l->wk, s->h, s->k, 0);
+    prepare(f, &l->wv, s->h, s->v, 0);
+    if (first < f->n) {
+        prepare(f, &l->wq, s->h, s->q + (size_t)first * l->wq.n_rows, first);
+    }
+    multiply(f);
+    f->first = first;
+    each(f, f->n, 50.0 * i->n_head * i->head_dim * f->n, rope_token);
+}
+
 /*
- * One transformer block on the residual stream s->x. On entry s->h is the output of the block
- * before, not yet added; on return it is this block's.
+ * One transformer block on the residual stream s->x, for tokens from f->first on; the others
+ * only leave their keys and values. On entry s->h is the output of the block before, not yet
+ * added; on return it is this block's.
  */
 static void layer_forward(forward *f) {
     hepta_session *s = f->s;
@@ -297,27 +330,29 @@ static void layer_forward(forward *f) {
     const llama_layer *l = &f->m->layers[f->layer];
     const uint32_t heads = i->n_head * i->head_dim;
 
-    norm_input(f, f->layer > 0, l->attn_norm, rotation_of(&l->wq, &l->wk, &l->wv));
-    prepare(f, &l->wq, s->h, s->q);
-    prepare(f, &l->wk, s->h, s->k);
-    prepare(f, &l->wv, s->h, s->v);
-    multiply(f);
-    each_token(f, heads, rope_token);
-    each(f, (size_t)f->n * i->n_head, 4.0 * f->n * heads * (s->position + f->n), attend_head);
+    project(f);
+    if (f->first == f->n) {
+        return;
+    }
+    double positions = 0.0;
+    for (uint32_t t = f->first; t < f->n; t++) {
+        positions += s->chunk[t].position + 1.0;
+    }
+    each(f, (size_t)(f->n - f->first) * i->n_head, 4.0 * heads * positions, attend_head);
     if (l->wo.rotation != NULL) {
         f->pack = l->wo.rotation;
         each_token(f, heads, pack_attention);
     }
-    prepare(f, &l->wo, s->attention, s->h);
+    prepare_rows(f, &l->wo, s->attention, s->h);
     multiply(f);
 
     norm_input(f, true, l->ffn_norm, rotation_of(&l->gate, &l->up, &l->up));
-    prepare(f, &l->gate, s->h, s->gate);
-    prepare(f, &l->up, s->h, s->up);
+    prepare_rows(f, &l->gate, s->h, s->gate);
+    prepare_rows(f, &l->up, s->h, s->up);
     multiply(f);
     f->pack = l->down.rotation;
     each_token(f, i->n_ff, activate_token);
-    prepare(f, &l->down, s->gate, s->h);
+    prepare_rows(f, &l->down, s->gate, s->h);
     multiply(f);
 }
 
@@ -335,15 +370,14 @@ static void canonical_logits(void *context, size_t t, int thread) {
 /* Logits of the tokens from f->first on. */
 static void head_forward(forward *f) {
     norm_input(f, true, f->m->output_norm, f->m->head.rotation);
-    prepare(f, &f->m->head, f->s->h, f->logits);
+    prepare(f, &f->m->head, f->s->h, f->logits, f->first);
     multiply(f);
     each_token(f, f->m->info.n_vocab / 50, canonical_logits);
 }
 
-void llama_forward(hepta_session *s, const int32_t *tokens, uint32_t n, float *logits,
-                   uint32_t n_logits) {
-    forward f = {
-        .s = s, .m = s->model, .k = s->model->kernels, .tokens = tokens, .n = n, .logits = logits};
+void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits) {
+    forward f = {.s = s, .m = s->model, .k = s->model->kernels, .n = n, .logits = logits};
+    const uint32_t n_layer = f.m->info.n_layer;
     /* The caller may have changed the rounding mode or set flush-to-zero (libraries built with
      * -ffast-math do so when they are loaded): compute in the default environment, as the team's
      * own threads do. */
@@ -351,11 +385,11 @@ void llama_forward(hepta_session *s, const int32_t *tokens, uint32_t n, float *l
     fegetenv(&environment);
     fesetenv(FE_DFL_ENV);
     each_token(&f, f.m->info.n_embd, embed_token);
-    for (f.layer = 0; f.layer < f.m->info.n_layer; f.layer++) {
+    for (f.layer = 0; f.layer < n_layer; f.layer++) {
+        f.first = f.layer + 1 < n_layer ? 0 : n - n_logits;
         layer_forward(&f);
     }
     if (n_logits > 0) {
-        f.first = n - n_logits;
         head_forward(&f);
     }
     fesetenv(&environment);

@@ -54,20 +54,27 @@ struct hepta_model {
     arena memory;
 };
 
+/* A token of the chunk that a pass computes. */
+typedef struct llama_token {
+    int32_t id;
+    uint32_t sequence, position;
+} llama_token;
+
 /*
- * The buffers of a session. T = n_batch tokens; a column of a buffer is one token's vector, one
+ * The buffers of a session. T = n_batch tokens; a row of a buffer is one token's vector, one
  * after the other. `heads` = n_head * head_dim, `heads_kv` = n_head_kv * head_dim.
  */
 struct hepta_session {
     const hepta_model *model;
-    uint32_t n_ctx, n_batch;
-    uint32_t position; /* tokens in the cache */
+    uint32_t n_sequences, n_ctx, n_batch;
     team *team;
     hepta_cache_type cache_type;
     void *memory; /* everything below */
     size_t memory_bytes;
 
-    void *k_cache, *v_cache;    /* (n_layer, n_head_kv, n_ctx, head_dim), F32 or F16 */
+    uint32_t *positions;        /* (n_sequences) tokens in the cache */
+    llama_token *chunk;         /* (T) */
+    void *k_cache, *v_cache;    /* (n_layer, n_sequences, n_head_kv, n_ctx, head_dim), F32 or F16 */
     float *x;                   /* (T, n_embd) residual stream */
     float *h;                   /* (T, n_embd) normalised input, or a sublayer's output */
     float *q;                   /* (T, heads) */
@@ -83,12 +90,11 @@ struct hepta_session {
 };
 
 /*
- * forward.c: appends n <= n_batch tokens at session->position (which the caller then moves) and
- * computes the logits of the last n_logits of them, (n_logits, n_vocab). Cannot fail: the caller
- * has checked ids and room.
+ * forward.c: computes the n <= n_batch tokens of s->chunk and stores their keys and values; logits
+ * (n_logits, n_vocab) of the last n_logits of them. Of one sequence, a token's positions before
+ * it are in the cache or in the chunk. Cannot fail: the caller has checked ids and room.
  */
-void llama_forward(hepta_session *s, const int32_t *tokens, uint32_t n, float *logits,
-                   uint32_t n_logits);
+void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits);
 
 /* The widest input of a matrix, padded to 16, and the bytes of scratch memory a thread needs. */
 uint32_t llama_width(const hepta_model *model);

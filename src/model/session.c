@@ -1,8 +1,9 @@
 /*
- * session.c - the KV cache and the buffers of one sequence (hepta_session_*).
+ * session.c - the KV caches of some sequences and the buffers of a pass (hepta_session_*).
  *
- * All memory is one block, sized and allocated when the session is created. A prompt is cut into
- * chunks of n_batch tokens; the cut has no influence on the result (forward.c).
+ * All memory is one block, sized and allocated when the session is created. The tokens of a call
+ * are cut into chunks of n_batch, in which those whose logits are wanted come last; neither has
+ * any influence on the result (forward.c).
  */
 #include "model/llama.h"
 
@@ -47,13 +48,16 @@ static bool allocate_buffers(hepta_session *s) {
     const uint64_t T = s->n_batch, heads = (uint64_t)i->n_head * i->head_dim;
     const uint64_t heads_kv = (uint64_t)i->n_head_kv * i->head_dim;
     const uint64_t item = s->cache_type == HEPTA_CACHE_F16 ? sizeof(uint16_t) : sizeof(float);
-    /* n_layer, n_ctx < 2^32; heads_kv < 2^18: the products stay below 2^64 with T < 2^31 */
-    const uint64_t cache_rows = (uint64_t)i->n_layer * s->n_ctx;
-    void *k_cache, *v_cache, *x, *h, *q, *k, *v, *attention, *gate, *up, *cosine, *sine, *quantized,
-        *activations, *scratch;
+    /* n_layer < 2^32; n_ctx, n_sequences, T < 2^31; heads_kv < 2^18: products stay below 2^64 */
+    const uint64_t cache_rows = (uint64_t)s->n_sequences * s->n_ctx;
+    const uint64_t row_bytes = heads_kv * item * i->n_layer;
+    void *positions, *chunk, *k_cache, *v_cache, *x, *h, *q, *k, *v, *attention, *gate, *up,
+        *cosine, *sine, *quantized, *activations, *scratch;
     const piece pieces[] = {
-        {&k_cache, cache_rows, heads_kv * item},
-        {&v_cache, cache_rows, heads_kv * item},
+        {&positions, s->n_sequences, sizeof(uint32_t)},
+        {&chunk, T, sizeof(llama_token)},
+        {&k_cache, cache_rows, row_bytes},
+        {&v_cache, cache_rows, row_bytes},
         {&x, T * i->n_embd, sizeof(float)},
         {&h, T * i->n_embd, sizeof(float)},
         {&q, T * heads, sizeof(float)},
@@ -71,6 +75,8 @@ static bool allocate_buffers(hepta_session *s) {
     if (!allocate(s, pieces, sizeof pieces / sizeof pieces[0])) {
         return false;
     }
+    s->positions = positions;
+    s->chunk = chunk;
     s->k_cache = k_cache, s->v_cache = v_cache;
     s->x = x, s->h = h;
     s->q = q, s->k = k, s->v = v;
@@ -98,10 +104,11 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
         return error_set(err, HEPTA_ERROR_ARGUMENT, "cache_type is %d, expected 0 (F32) or 1 (F16)",
                          (int)options->cache_type);
     }
-    if (options->n_ctx > INT32_MAX || options->n_batch > INT32_MAX) {
+    if (options->n_ctx > INT32_MAX || options->n_batch > INT32_MAX ||
+        options->n_sequences > INT32_MAX) {
         return error_set(err, HEPTA_ERROR_ARGUMENT,
-                         "n_ctx is %u and n_batch %u, expected at most 2147483647", options->n_ctx,
-                         options->n_batch);
+                         "n_ctx is %u, n_sequences %u and n_batch %u, expected at most 2147483647",
+                         options->n_ctx, options->n_sequences, options->n_batch);
     }
     hepta_session *s = memory_alloc(1, sizeof *s);
     if (s == NULL) {
@@ -109,8 +116,10 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
     }
     s->model = model;
     s->n_ctx = options->n_ctx != 0 ? options->n_ctx : model->info.n_ctx_train;
+    s->n_sequences = options->n_sequences != 0 ? options->n_sequences : 1;
     s->n_batch = options->n_batch != 0 ? options->n_batch : DEFAULT_BATCH;
-    s->n_batch = s->n_batch < s->n_ctx ? s->n_batch : s->n_ctx;
+    const uint64_t room = (uint64_t)s->n_sequences * s->n_ctx;
+    s->n_batch = s->n_batch < room ? s->n_batch : (uint32_t)room;
     s->cache_type = options->cache_type;
     s->width = llama_width(model);
     s->scratch_bytes = llama_scratch_bytes(model);
@@ -118,7 +127,8 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
     hepta_status status = team_create(threads, &s->team, err);
     if (status == HEPTA_OK && !allocate_buffers(s)) {
         status = error_set(err, HEPTA_ERROR_MEMORY,
-                           "no memory for a session with a context of %u tokens", s->n_ctx);
+                           "no memory for a session of %u sequences with a context of %u tokens",
+                           s->n_sequences, s->n_ctx);
     }
     if (status != HEPTA_OK) {
         hepta_session_free(s);
@@ -136,44 +146,119 @@ void hepta_session_free(hepta_session *session) {
     }
 }
 
+/* The tokens of a call: `batch`, or `ids` for sequence 0, of which logits are wanted from number
+ * first_logits on. */
+typedef struct call {
+    const hepta_batch_token *batch;
+    const int32_t *ids;
+    size_t n, first_logits;
+} call;
+
+static hepta_batch_token token_of(const call *c, size_t i) {
+    return c->batch != NULL ? c->batch[i] : (hepta_batch_token){c->ids[i], 0, i >= c->first_logits};
+}
+
+/* The error of sequence `sequence`, in which the call's tokens have no room. */
+static hepta_status no_room(const hepta_session *s, const call *c, uint32_t sequence,
+                            hepta_error *err) {
+    size_t n = 0;
+    for (size_t i = 0; i < c->n; i++) {
+        n += token_of(c, i).sequence == sequence;
+    }
+    return error_set(err, HEPTA_ERROR_CONTEXT,
+                     "%zu tokens after position %u of sequence %u do not fit the context of %u", n,
+                     s->positions[sequence], sequence, s->n_ctx);
+}
+
+/* Whether the model knows the tokens and the sequences have room for them. */
+static hepta_status check_call(hepta_session *s, const call *c, hepta_error *err) {
+    const uint32_t n_vocab = s->model->info.n_vocab;
+    for (size_t i = 0; i < c->n; i++) {
+        hepta_batch_token t = token_of(c, i);
+        if (t.token < 0 || (uint32_t)t.token >= n_vocab) {
+            return error_set(err, HEPTA_ERROR_ARGUMENT,
+                             "token %zu of the call has the id %" PRId32 ", expected 0 to %u", i,
+                             t.token, n_vocab - 1);
+        }
+        if (t.sequence >= s->n_sequences) {
+            return error_set(err, HEPTA_ERROR_ARGUMENT,
+                             "token %zu of the call is for sequence %u, expected 0 to %u", i,
+                             t.sequence, s->n_sequences - 1);
+        }
+    }
+    /* Positions are counted up to see whether all have room, and down again. */
+    size_t n = 0;
+    while (n < c->n && s->positions[token_of(c, n).sequence] < s->n_ctx) {
+        s->positions[token_of(c, n++).sequence]++;
+    }
+    for (size_t i = 0; i < n; i++) {
+        s->positions[token_of(c, i).sequence]--;
+    }
+    return n == c->n ? HEPTA_OK : no_room(s, c, token_of(c, n).sequence, err);
+}
+
+/* Makes tokens begin .. begin + n - 1 of the call the session's chunk, those whose logits are
+ * wanted last; returns the number of those. */
+static uint32_t fill_chunk(hepta_session *s, const call *c, size_t begin, uint32_t n) {
+    uint32_t n_logits = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        n_logits += token_of(c, begin + i).logits;
+    }
+    llama_token *plain = s->chunk, *wanted = s->chunk + (n - n_logits);
+    for (uint32_t i = 0; i < n; i++) {
+        hepta_batch_token t = token_of(c, begin + i);
+        llama_token **next = t.logits ? &wanted : &plain;
+        *(*next)++ = (llama_token){t.token, t.sequence, s->positions[t.sequence]++};
+    }
+    return n_logits;
+}
+
+static hepta_status eval(hepta_session *s, const call *c, float *logits, hepta_error *err) {
+    hepta_status status = check_call(s, c, err);
+    for (size_t done = 0; status == HEPTA_OK && done < c->n;) {
+        uint32_t n = c->n - done < s->n_batch ? (uint32_t)(c->n - done) : s->n_batch;
+        uint32_t n_logits = fill_chunk(s, c, done, n);
+        llama_forward(s, n, n_logits, logits);
+        if (n_logits > 0) {
+            logits += (size_t)n_logits * s->model->info.n_vocab;
+        }
+        done += n;
+    }
+    return status;
+}
+
 hepta_status hepta_session_eval(hepta_session *session, const int32_t *tokens, size_t n,
                                 float *logits, bool all, hepta_error *err) {
-    hepta_session *s = session;
-    const uint32_t n_vocab = s->model->info.n_vocab;
     if (tokens == NULL || n == 0) {
         return error_set(err, HEPTA_ERROR_ARGUMENT, "no tokens to evaluate");
     }
-    if (n > s->n_ctx - s->position) {
-        return error_set(err, HEPTA_ERROR_CONTEXT,
-                         "%zu tokens after position %u do not fit the context of %u", n,
-                         s->position, s->n_ctx);
+    const call c = {.ids = tokens, .n = n, .first_logits = logits == NULL ? n : all ? 0 : n - 1};
+    return eval(session, &c, logits, err);
+}
+
+hepta_status hepta_session_eval_batch(hepta_session *session, const hepta_batch_token *tokens,
+                                      size_t n, float *logits, hepta_error *err) {
+    if (tokens == NULL || n == 0) {
+        return error_set(err, HEPTA_ERROR_ARGUMENT, "no tokens to evaluate");
     }
-    for (size_t i = 0; i < n; i++) {
-        if (tokens[i] < 0 || (uint32_t)tokens[i] >= n_vocab) {
+    for (size_t i = 0; i < n && logits == NULL; i++) {
+        if (tokens[i].logits) {
             return error_set(err, HEPTA_ERROR_ARGUMENT,
-                             "token %zu of the call has the id %" PRId32 ", expected 0 to %u", i,
-                             tokens[i], n_vocab - 1);
+                             "token %zu of the call wants logits, but there is no place for them",
+                             i);
         }
     }
-    for (size_t done = 0; done < n;) {
-        uint32_t chunk = n - done < s->n_batch ? (uint32_t)(n - done) : s->n_batch;
-        uint32_t n_logits = logits == NULL ? 0 : all ? chunk : (done + chunk == n) ? 1 : 0;
-        llama_forward(s, tokens + done, chunk,
-                      all && logits != NULL ? logits + done * n_vocab : logits, n_logits);
-        s->position += chunk;
-        done += chunk;
-    }
-    return HEPTA_OK;
+    return eval(session, &(call){.batch = tokens, .n = n}, logits, err);
 }
 
-void hepta_session_truncate(hepta_session *session, uint32_t n_keep) {
-    if (n_keep < session->position) {
-        session->position = n_keep;
+void hepta_session_truncate(hepta_session *session, uint32_t sequence, uint32_t n_keep) {
+    if (sequence < session->n_sequences && n_keep < session->positions[sequence]) {
+        session->positions[sequence] = n_keep;
     }
 }
 
-uint32_t hepta_session_position(const hepta_session *session) {
-    return session->position;
+uint32_t hepta_session_position(const hepta_session *session, uint32_t sequence) {
+    return sequence < session->n_sequences ? session->positions[sequence] : 0;
 }
 
 uint32_t hepta_session_context(const hepta_session *session) {

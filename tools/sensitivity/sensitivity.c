@@ -71,7 +71,7 @@ static float *compute_logits(const char *path, const int32_t *windows, size_t n_
     hepta_model_get_info(model, info);
     float *logits = allocate(n_windows * CTX * info->n_vocab, sizeof *logits);
     for (size_t w = 0; w < n_windows; w++) {
-        hepta_session_truncate(session, 0);
+        hepta_session_truncate(session, 0, 0);
         check(hepta_session_eval(session, windows + w * CTX, CTX, logits + w * CTX * info->n_vocab,
                                  true, &err),
               &err);
