@@ -259,28 +259,22 @@ static int window = CODE_WINDOW; /* bits that count: fewer for comparison only *
 
 /* ---- Starts ------------------------------------------------------------ */
 
-/* Random columns; `structured` makes the symbols that enter and those that leave reach
- * different values of the upper hash bits. */
+/* Random columns for the newer byte of the window; `structured` makes the symbols that enter reach
+ * different values of the upper hash bits. The older byte enters as it is, and both parities share
+ * the columns: docs/CODE.md says what that saves. */
 static void draw_columns(candidate *c, bool structured) {
     struct code_table *t = &c->table;
-    const int first = CODE_WINDOW - window; /* older bits do not count */
-    for (int p = 0; p < 2; p++) {
-        for (int j = 0; j < 16; j++) {
-            t->column[p][j] = (uint8_t)random_next();
-        }
-        if (structured) {
-            const int b = t->width[p], d = t->width[1 - p];
-            for (int j = 0; j < b; j++) { /* newest: identity in the upper bits */
-                t->column[p][16 - b + j] =
-                    (uint8_t)((1u << (8 - b + j)) | (random_next() & ((1u << (8 - b)) - 1)));
-            }
-            for (int j = 0; j < d; j++) { /* oldest: unitriangular there */
-                const uint8_t low = (uint8_t)((1u << (8 - d + j)) - 1);
-                t->column[p][first + j] = (uint8_t)((1u << (8 - d + j)) | (random_next() & low));
-            }
-        }
-        memset(t->column[p], 0, (size_t)first);
+    const int oldest = CODE_WINDOW - window; /* bits that do not count */
+    for (int j = 0; j < 8; j++) {
+        t->column[0][j] = j < oldest ? 0 : (uint8_t)(1u << j);
+        t->column[0][8 + j] = (uint8_t)random_next();
     }
+    const int b = t->width[0];
+    for (int j = 0; structured && j < b; j++) { /* newest: identity in the upper bits */
+        t->column[0][16 - b + j] =
+            (uint8_t)((1u << (8 - b + j)) | (random_next() & ((1u << (8 - b)) - 1)));
+    }
+    memcpy(t->column[1], t->column[0], sizeof t->column[0]);
 }
 
 static int compare_ints(const void *a, const void *b) {
@@ -414,22 +408,22 @@ static double refill(const candidate *c) {
 
 static void mutate(candidate *c, const candidate *from) {
     *c = *from;
-    uint8_t(*column)[16] = c->table.column;
-    const unsigned p = random_below(2), j = random_below(16), i = (j + 1 + random_below(15)) % 16;
+    uint8_t *column = c->table.column[0] + 8; /* of the newer byte */
+    const unsigned j = random_below(8), i = (j + 1 + random_below(7)) % 8;
     const unsigned what = random_below(100);
     if (what < 34) {
-        column[p][j] ^= (uint8_t)(1u << random_below(8));
+        column[j] ^= (uint8_t)(1u << random_below(8));
     } else if (what < 48) {
-        column[p][j] = (uint8_t)random_next();
+        column[j] = (uint8_t)random_next();
     } else if (what < 54) {
-        const uint8_t swap = column[p][j];
-        column[p][j] = column[p][i];
-        column[p][i] = swap;
+        const uint8_t swap = column[j];
+        column[j] = column[i];
+        column[i] = swap;
     } else if (what < 60) {
-        column[p][j] ^= column[p][i];
+        column[j] ^= column[i];
     } else if (what < 64) {
-        column[p][j] ^= (uint8_t)random_next();
-        column[random_below(2)][i] ^= (uint8_t)(1u << random_below(8));
+        column[j] ^= (uint8_t)random_next();
+        column[i] ^= (uint8_t)(1u << random_below(8));
     } else if (what < 67) {
         c->table.unit *= (float)(1.0 + 0.04 * (random_uniform() - 0.5));
     } else {
@@ -443,6 +437,7 @@ static void mutate(candidate *c, const candidate *from) {
             c->param[b] = swap;
         }
     }
+    memcpy(c->table.column[1], c->table.column[0], sizeof c->table.column[0]);
 }
 
 static double seconds(void) {
