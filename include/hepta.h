@@ -86,6 +86,11 @@ typedef struct hepta_model_info {
  */
 HEPTA_API hepta_status hepta_model_open(const char *path, hepta_model **out, hepta_error *err);
 HEPTA_API void hepta_model_close(hepta_model *model);
+/*
+ * Reads all weights into memory and keeps them there (mlock) until the model is closed, so that no
+ * token waits for a disk. HEPTA_ERROR_MEMORY when the limit on locked memory is too low.
+ */
+HEPTA_API hepta_status hepta_model_lock(hepta_model *model, hepta_error *err);
 HEPTA_API void hepta_model_get_info(const hepta_model *model, hepta_model_info *info);
 
 /* ---- Session ----------------------------------------------------------- */

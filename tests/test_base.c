@@ -8,7 +8,10 @@
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* Vectors of FIPS 180-4's examples and the million-a one. */
@@ -130,6 +133,59 @@ TEST(base_file_writer_is_all_or_nothing) {
     CHECK_EQ_INT(map.size, 11);
     file_map_close(&map);
     CHECK_EQ_INT(test_count_files(dir), 1);
+}
+
+/* Bytes of this process that are locked in memory. */
+static long locked_bytes(void) {
+    FILE *f = fopen("/proc/self/status", "r");
+    char line[256];
+    long kib = -1;
+    while (f != NULL && fgets(line, sizeof line, f) != NULL && sscanf(line, "VmLck: %ld", &kib) < 1)
+        ;
+    if (f != NULL) {
+        fclose(f);
+    }
+    return kib * 1024;
+}
+
+/* In a child process: without privileges and with a limit of `limit` bytes. */
+static void lock_with_limit(const file_map *map, rlim_t limit, bool succeeds) {
+    pid_t child = fork();
+    if (child == 0) {
+        hepta_error err = {0};
+        bool ready = setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){limit, limit}) == 0 &&
+                     (geteuid() != 0 || setuid(65534) == 0);
+        hepta_status status = file_map_lock(map, &err);
+        bool right = succeeds ? status == HEPTA_OK && locked_bytes() >= (long)map->size
+                              : status == HEPTA_ERROR_MEMORY && strstr(err.message, "ulimit -l");
+        _exit(ready && right ? 0 : 1);
+    }
+    int code = -1;
+    CHECK(child > 0 && waitpid(child, &code, 0) == child);
+    CHECK_EQ_INT(code, 0);
+}
+
+TEST(base_file_map_lock) {
+    char path[600];
+    snprintf(path, sizeof path, "%s/file", test_tmp_dir());
+    hepta_error err;
+    file_writer *w;
+    static const char page[4096] = {1};
+    CHECK_OK(file_writer_open(path, &w, &err));
+    for (int i = 0; i < 8; i++) {
+        CHECK_OK(file_writer_write(w, page, sizeof page, &err));
+    }
+    CHECK_OK(file_writer_commit(w, &err));
+    file_map map;
+    CHECK_OK(file_map_open(path, &map, &err));
+    struct rlimit now;
+    CHECK(getrlimit(RLIMIT_MEMLOCK, &now) == 0);
+    if (now.rlim_max >= 65536) {
+        lock_with_limit(&map, 65536, true);
+    }
+    lock_with_limit(&map, 4096, false);
+    file_map_close(&map);
+    CHECK_OK(file_map_lock(&map, &err)); /* nothing to lock */
 }
 
 TEST(base_file_writer_reports_a_full_disk) {

@@ -89,6 +89,8 @@ typedef struct file_map {
 /* Maps a regular file read-only. Errors name the path. */
 hepta_status file_map_open(const char *path, file_map *out, hepta_error *err);
 void file_map_close(file_map *map);
+/* Reads the whole file into memory and keeps it there until it is closed (mlock). */
+hepta_status file_map_lock(const file_map *map, hepta_error *err);
 bool file_is_directory(const char *path);
 bool file_exists(const char *path);
 

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -54,6 +55,23 @@ void file_map_close(file_map *map) {
         munmap((void *)(uintptr_t)map->data, map->size);
     }
     *map = (file_map){NULL, 0};
+}
+
+hepta_status file_map_lock(const file_map *map, hepta_error *err) {
+    if (map->data == NULL || mlock(map->data, map->size) == 0) {
+        return HEPTA_OK;
+    }
+    const int code = errno;
+    struct rlimit limit;
+    if ((code == ENOMEM || code == EPERM) && getrlimit(RLIMIT_MEMLOCK, &limit) == 0 &&
+        limit.rlim_cur < map->size) {
+        return error_set(err, HEPTA_ERROR_MEMORY,
+                         "cannot lock %zu bytes in memory: this process may lock %llu; raise the "
+                         "limit (ulimit -l) or do without locking",
+                         map->size, (unsigned long long)limit.rlim_cur);
+    }
+    return error_set(err, HEPTA_ERROR_MEMORY, "cannot lock %zu bytes in memory: %s", map->size,
+                     strerror(code));
 }
 
 bool file_is_directory(const char *path) {

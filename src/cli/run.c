@@ -23,7 +23,7 @@ typedef struct settings {
     int threads;
     hepta_sampler_options sampler;
     string_list stop;
-    bool echo, special, stats, digest, json;
+    bool lock, echo, special, stats, digest, json;
 } settings;
 
 /* ---- Output ------------------------------------------------------------ */
@@ -290,6 +290,7 @@ static int run_model(const settings *s, const char *prompt, size_t n_text) {
                                                        ? HEPTA_CACHE_F16
                                                        : HEPTA_CACHE_F32};
     if (hepta_model_open(s->model, &model, &err) != HEPTA_OK ||
+        (s->lock && hepta_model_lock(model, &err) != HEPTA_OK) ||
         hepta_tokenizer_open(s->model, s->tokenizer, &g.tokenizer, &err) != HEPTA_OK ||
         hepta_session_create(model, &session, &g.session, &err) != HEPTA_OK) {
         code = report(&err);
@@ -348,6 +349,7 @@ int cli_run(int argc, char **argv) {
         {"threads", 't', OPTION_INT, &s.threads, "N", "threads (default: physical cores)"},
         {"tokenizer", 0, OPTION_STRING, &s.tokenizer, "FILE",
          "tokenizer, where the model comes without one"},
+        {"mlock", 0, OPTION_FLAG, &s.lock, NULL, "keep the whole model in memory"},
         {"special", 0, OPTION_FLAG, &s.special, NULL,
          "read control tokens in the prompt, show those written"},
         {"echo", 0, OPTION_FLAG, &s.echo, NULL, "print the prompt in front"},

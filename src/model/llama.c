@@ -498,6 +498,14 @@ done:
     return status;
 }
 
+hepta_status hepta_model_lock(hepta_model *model, hepta_error *err) {
+    hepta_status status = HEPTA_OK;
+    for (size_t i = 0; i < model->file->n_maps && status == HEPTA_OK; i++) {
+        status = file_map_lock(&model->file->maps[i], err);
+    }
+    return status;
+}
+
 void hepta_model_close(hepta_model *model) {
     if (model != NULL) {
         for (size_t i = 0; i < model->n_rotations; i++) {
