@@ -16,12 +16,9 @@
 
 enum { ROW = 4096, GROUP = 16 };
 
-/* Standard normal deviates: splitmix64 and the Box-Muller transform. */
+/* Standard normal deviates by the Box-Muller transform. */
 static double uniform(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return ((double)((z ^ z >> 31) >> 11) + 0.5) * 0x1p-53;
+    return ((double)(random_next(state) >> 11) + 0.5) * 0x1p-53;
 }
 
 static void fill_gauss(float *x, size_t n, uint64_t seed) {

@@ -20,6 +20,7 @@ int cli_inspect(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
 int cli_perplexity(int argc, char **argv);
 int cli_verify(int argc, char **argv);
+int cli_synth(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_bench_code(int argc, char **argv);
 
@@ -87,6 +88,14 @@ bool progress_update(void *p, const char *what, uint64_t done,
 void progress_finish(progress *p);
 
 double clock_seconds(void);
+
+/* splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014. */
+static inline uint64_t random_next(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
 
 /* Prints a JSON value (NULL: it could not be made) to standard output and frees it. */
 int print_json(json_t *value);

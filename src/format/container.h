@@ -220,6 +220,9 @@ hepta_status container_add_tensor(container *c, const tensor *t, hepta_error *er
 typedef struct hepta_writer hepta_writer;
 hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs, const tensor *tensors,
                                size_t n_tensors, hepta_writer **out, hepta_error *err);
+/* The same for a plain GGUF file: no TENSOR_PACKED, no hepta.* keys, no checksums. */
+hepta_status gguf_writer_open(const char *path, const kv *kvs, size_t n_kvs, const tensor *tensors,
+                              size_t n_tensors, hepta_writer **out, hepta_error *err);
 /*
  * Appends n bytes of the tensor at hand; tensors follow each other as listed, and a call does
  * not reach from one into the next. After an error only hepta_writer_discard makes sense.

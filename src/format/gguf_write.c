@@ -1,5 +1,5 @@
 /*
- * gguf_write.c - writing .hepta files.
+ * gguf_write.c - writing .hepta files, and plain GGUF files by the same path.
  *
  * The header is built in memory with every checksum digit '0' and goes to the file first; then
  * the tensors' bytes stream through, hashed as they pass; at the end the digits are filled in, the
@@ -14,6 +14,7 @@
 
 struct hepta_writer {
     file_writer *file;
+    bool plain; /* GGUF: no keys of ours, no checksums */
     uint8_t *header;
     size_t header_size;
     size_t file_digits;   /* where in the header hepta.file.sha256's digits stand */
@@ -210,7 +211,7 @@ static void put_tensor_infos(buffer *b, const tensor *tensors, const uint64_t *n
 
 static void put_header(buffer *b, hepta_writer *w, const kv *kvs, size_t n_kvs,
                        const tensor *tensors) {
-    enum { OWN_KEYS = 8 };
+    const uint64_t n_own = w->plain ? 1 : 8;
     uint64_t n_kept = 0;
     for (size_t i = 0; i < n_kvs; i++) {
         n_kept += !hepta_key_is_computed(kvs[i].key);
@@ -218,12 +219,14 @@ static void put_header(buffer *b, hepta_writer *w, const kv *kvs, size_t n_kvs,
     put(b, "GGUF", 4);
     put_int(b, 3, 4);
     put_int(b, w->n_tensors, 8);
-    put_int(b, n_kept + OWN_KEYS, 8);
-    put_key(b, "hepta.version", KV_U32);
-    put_int(b, HEPTA_FILE_VERSION, 4);
-    put_key(b, "hepta.file.sha256", KV_STRING);
-    w->file_digits = b->n + 8;
-    put_zero_digits(b);
+    put_int(b, n_kept + n_own, 8);
+    if (!w->plain) {
+        put_key(b, "hepta.version", KV_U32);
+        put_int(b, HEPTA_FILE_VERSION, 4);
+        put_key(b, "hepta.file.sha256", KV_STRING);
+        w->file_digits = b->n + 8;
+        put_zero_digits(b);
+    }
     put_key(b, "general.alignment", KV_U32);
     put_int(b, HEPTA_ALIGNMENT, 4);
     for (size_t i = 0; i < n_kvs; i++) {
@@ -231,7 +234,9 @@ static void put_header(buffer *b, hepta_writer *w, const kv *kvs, size_t n_kvs,
             put_kv(b, &kvs[i]);
         }
     }
-    put_tensor_tables(b, tensors, w->n_tensors, &w->tensor_digits);
+    if (!w->plain) {
+        put_tensor_tables(b, tensors, w->n_tensors, &w->tensor_digits);
+    }
     put_tensor_infos(b, tensors, w->n_bytes, w->n_tensors);
     put_zeros(b, HEPTA_ALIGNMENT);
 }
@@ -285,7 +290,8 @@ static hepta_status list_tensors(hepta_writer *w, const char *path, const tensor
 
 /* No reader would take a file with two keys or tensors of one name, or without these keys. */
 static hepta_status check_names(const char *path, const kv *kvs, size_t n_kvs,
-                                const tensor *tensors, size_t n_tensors, hepta_error *err) {
+                                const tensor *tensors, size_t n_tensors, bool plain,
+                                hepta_error *err) {
     container names = {.path = path};
     hepta_status status = HEPTA_OK;
     for (size_t i = 0; status == HEPTA_OK && i < n_kvs; i++) {
@@ -294,7 +300,7 @@ static hepta_status check_names(const char *path, const kv *kvs, size_t n_kvs,
     for (size_t i = 0; status == HEPTA_OK && i < n_tensors; i++) {
         status = container_add_tensor(&names, &tensors[i], err);
     }
-    if (status == HEPTA_OK) {
+    if (status == HEPTA_OK && !plain) {
         status = hepta_check_required(&names, err);
     }
     container_clear(&names);
@@ -307,14 +313,16 @@ static hepta_status check_names(const char *path, const kv *kvs, size_t n_kvs,
     return status;
 }
 
-hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs, const tensor *tensors,
-                               size_t n_tensors, hepta_writer **out, hepta_error *err) {
+static hepta_status writer_open(const char *path, bool plain, const kv *kvs, size_t n_kvs,
+                                const tensor *tensors, size_t n_tensors, hepta_writer **out,
+                                hepta_error *err) {
     hepta_writer *w = memory_alloc(1, sizeof *w);
     if (w == NULL) {
         return no_memory(path, err);
     }
+    w->plain = plain;
     buffer b = {.data = NULL};
-    hepta_status status = check_names(path, kvs, n_kvs, tensors, n_tensors, err);
+    hepta_status status = check_names(path, kvs, n_kvs, tensors, n_tensors, plain, err);
     if (status == HEPTA_OK) {
         status = list_tensors(w, path, tensors, n_tensors, err);
     }
@@ -339,17 +347,30 @@ hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs, co
     return HEPTA_OK;
 }
 
+hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs, const tensor *tensors,
+                               size_t n_tensors, hepta_writer **out, hepta_error *err) {
+    return writer_open(path, false, kvs, n_kvs, tensors, n_tensors, out, err);
+}
+
+hepta_status gguf_writer_open(const char *path, const kv *kvs, size_t n_kvs, const tensor *tensors,
+                              size_t n_tensors, hepta_writer **out, hepta_error *err) {
+    return writer_open(path, true, kvs, n_kvs, tensors, n_tensors, out, err);
+}
+
 /* All bytes of the tensor at hand are written: digits, padding, next tensor. */
 static hepta_status finish_tensor(hepta_writer *w, hepta_error *err) {
     static const uint8_t zeros[HEPTA_ALIGNMENT];
-    uint8_t digest[32];
-    char hex[FORMAT_SHA256_HEX + 1];
-    sha256_finish(&w->hash, digest);
-    sha256_hex(digest, hex);
-    memcpy(w->header + w->tensor_digits + w->at * (8 + FORMAT_SHA256_HEX), hex, FORMAT_SHA256_HEX);
+    if (!w->plain) {
+        uint8_t digest[32];
+        char hex[FORMAT_SHA256_HEX + 1];
+        sha256_finish(&w->hash, digest);
+        sha256_hex(digest, hex);
+        memcpy(w->header + w->tensor_digits + w->at * (8 + FORMAT_SHA256_HEX), hex,
+               FORMAT_SHA256_HEX);
+        sha256_start(&w->hash);
+    }
     w->at++;
     w->written = 0;
-    sha256_start(&w->hash);
     uint64_t offset = file_writer_offset(w->file);
     return file_writer_write(w->file, zeros, (size_t)(round_up(offset, HEPTA_ALIGNMENT) - offset),
                              err);
@@ -371,7 +392,9 @@ hepta_status hepta_writer_write(hepta_writer *w, const void *data, size_t n, hep
     if (status != HEPTA_OK) {
         return status;
     }
-    sha256_update(&w->hash, data, n);
+    if (!w->plain) {
+        sha256_update(&w->hash, data, n);
+    }
     w->written += n;
     return w->written == w->n_bytes[w->at] ? finish_tensor(w, err) : HEPTA_OK;
 }
@@ -384,7 +407,7 @@ hepta_status hepta_writer_commit(hepta_writer *w, hepta_error *err) {
                       "%s: tensor %.80s is incomplete: %" PRIu64 " of %" PRIu64 " bytes",
                       format_shown_path(w->path), w->names[w->at], w->written, w->n_bytes[w->at]);
     }
-    if (status == HEPTA_OK) {
+    if (status == HEPTA_OK && !w->plain) {
         sha256 s;
         uint8_t digest[32];
         char hex[FORMAT_SHA256_HEX + 1];
