@@ -90,12 +90,15 @@ $(BUILD)/test: $(TEST_OBJECTS) $(BUILD)/libhepta.a
 $(BUILD)/logits_dump: $(BUILD)/tests/logits_dump.o $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
+$(BUILD)/tensor_dump: $(BUILD)/tests/tensor_dump.o $(BUILD)/libhepta.a
+	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
 $(BUILD)/sensitivity: $(BUILD)/tools/sensitivity/sensitivity.o $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
 # Tests of the layers that need libc alone, for cross builds: ENGINE_ONLY=1.
 ENGINE_TESTS := $(addprefix tests/,main.c test_base.c test_code.c test_kernels.c test_format.c \
-	test_format_hepta.c)
+	test_format_hepta.c test_dequantize.c)
 $(BUILD)/engine-test: $(ENGINE_TESTS:%.c=$(BUILD)/%.o) $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
@@ -106,7 +109,7 @@ clean:
 	rm -rf build build-*
 
 -include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
-	$(BUILD)/tests/logits_dump.d $(BUILD)/tools/sensitivity/sensitivity.d
+	$(BUILD)/tests/logits_dump.d $(BUILD)/tests/tensor_dump.d $(BUILD)/tools/sensitivity/sensitivity.d
 
 # ---- What users and developers run --------------------------------------
 
@@ -124,7 +127,7 @@ test: # builds and passes every test
 	@$(MAKE) --no-print-directory run-tests HEPTA_PYTHON=.venv/bin/python
 
 .PHONY: run-tests
-run-tests: all $(BUILD)/test $(BUILD)/logits_dump
+run-tests: all $(BUILD)/test $(BUILD)/logits_dump $(BUILD)/tensor_dump
 	HEPTA_BUILD=$(BUILD) HEPTA_PYTHON=$(HEPTA_PYTHON) $(BUILD)/test $(TEST_FLAGS)
 
 check: # the gate before a commit: format, both compilers, warnings, tests, sanitizers, docs

@@ -589,12 +589,15 @@ TEST(tables_matmul_f32) {
 }
 
 TEST(tables_row_to_f32) {
-    static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    static const uint32_t types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16,  TENSOR_Q8_0,
+                                     TENSOR_Q4_0, TENSOR_Q3_K, TENSOR_IQ4_XS};
+    static const uint32_t items[] = {1, 1, 1, 32, 32, 256, 256};
+    static const uint32_t bytes[] = {4, 2, 2, 34, 18, 110, 136};
     FOR_EACH_TABLE(k) {
         for (size_t s = 0; s < N_SHAPES; s++) {
-            for (int type = 0; type < 4; type++) {
-                uint32_t n = type == 3 ? shapes[s] / 32 * 32 : shapes[s];
-                size_t n_bytes = type == 0 ? n * 4 : type == 3 ? n / 32 * 34 : n * 2;
+            for (int type = 0; type < 7; type++) {
+                uint32_t n = shapes[s] / items[type] * items[type];
+                size_t n_bytes = (size_t)(n / items[type]) * bytes[type];
                 uint8_t *src = guard_alloc(n_bytes, s % 2 == 0);
                 for (size_t i = 0; i + 1 < n_bytes; i += 2) {
                     uint16_t h = random_finite_half();

@@ -3,8 +3,29 @@
  */
 #include "cli/cli.h"
 
+#include "format/container.h"
+
 #include <stdio.h>
 #include <sys/stat.h>
+
+/* Says so where the input has been quantized before. */
+static hepta_status warn_of_losses(const char *in, hepta_error *err) {
+    const container_options options = {.no_tokenizer = true};
+    container *c;
+    hepta_status status = container_open(in, &options, &c, err);
+    if (status != HEPTA_OK) {
+        return status;
+    }
+    char types[256];
+    if (c->kind != CONTAINER_HEPTA && container_source_types(c, types, sizeof types)) {
+        fprintf(stderr,
+                "hepta: %s was quantized before (%s): what that lost is lost; the original weights "
+                "give a better model\n",
+                in, types);
+    }
+    container_close(c);
+    return HEPTA_OK;
+}
 
 int cli_quantize(int argc, char **argv) {
     hepta_quantize_options options = {.bits = 3.5};
@@ -24,10 +45,13 @@ int cli_quantize(int argc, char **argv) {
     const command_spec spec = {
         .usage = "quantize IN -o OUT.hepta [options]",
         .summary = "Turns a model into one .hepta file that holds everything needed to run it.",
-        .details =
-            "IN is a GGUF file (F32, F16, BF16 or Q8_0), a Hugging Face directory (config.json,\n"
-            "safetensors, tokenizer) or a llama2.c .bin. B is an upper limit for all tensors\n"
-            "together, row scales included; at 2 and 8 bits the row scales come on top.",
+        .details = "IN is a GGUF file, a Hugging Face directory (config.json, safetensors, "
+                   "tokenizer) or a\n"
+                   "llama2.c .bin, best in F16, BF16 or F32: what another quantizer lost stays "
+                   "lost. B is\n"
+                   "an upper limit for all tensors together, row scales included; at 2 and 8 bits "
+                   "the row\n"
+                   "scales come on top.",
         .example = "hepta quantize Llama-3.2-1B/ -o llama-3.2-1b.hepta --bits 3.5",
         .options = specs,
         .min_arguments = 1,
@@ -48,6 +72,9 @@ int cli_quantize(int argc, char **argv) {
         return report(&err);
     }
     hepta_model_close(model);
+    if (warn_of_losses(in, &err) != HEPTA_OK) {
+        return report(&err);
+    }
     progress p;
     progress_start(&p, "quantize", "weights");
     p.quiet = quiet;

@@ -63,11 +63,23 @@ typedef struct kv {
 typedef enum tensor_type {
     TENSOR_F32 = 0,
     TENSOR_F16 = 1,
+    TENSOR_Q4_0 = 2, /* blocks: see dequantize.c */
+    TENSOR_Q4_1 = 3,
+    TENSOR_Q5_0 = 6,
+    TENSOR_Q5_1 = 7,
     TENSOR_Q8_0 = 8, /* blocks of 32: binary16 scale, 32 int8 */
+    TENSOR_Q2_K = 10,
+    TENSOR_Q3_K = 11,
+    TENSOR_Q4_K = 12,
+    TENSOR_Q5_K = 13,
+    TENSOR_Q6_K = 14,
+    TENSOR_IQ4_NL = 20,
+    TENSOR_IQ4_XS = 23,
     TENSOR_I8 = 24,
     TENSOR_BF16 = 30,
     /* Only in .hepta files (stored there as TENSOR_I8 bytes and described by hepta.tensor.*): */
-    TENSOR_PACKED = 1000 /* the trellis code of code/code.h or int8, see `half_bits` */
+    TENSOR_PACKED = 1000, /* the trellis code of code/code.h or int8, see `half_bits` */
+    TENSOR_LAST = TENSOR_PACKED
 } tensor_type;
 
 /*
@@ -189,6 +201,24 @@ bool tensor_packed_bytes(uint32_t half_bits, uint64_t n_rows, uint64_t n_cols, u
 const char *tensor_type_name(uint32_t type); /* "F16", "Q4_K", ... or "unknown" */
 const char *kv_type_name(kv_type type);      /* "u32", "string", ... or "unknown" */
 uint64_t tensor_n_weights(const tensor *t);
+
+/* ---- Values (dequantize.c) --------------------------------------------- */
+
+/* True for types whose values can be had as F32, TENSOR_PACKED not among them. */
+bool tensor_type_is_readable(uint32_t type);
+#define TENSOR_READABLE_TYPES                                                                      \
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL or IQ4_XS"
+
+/* True for the types that tensor_blocks_to_f32 converts: Q4_0 to Q5_1, Q2_K to Q6_K, IQ4_*. */
+bool tensor_type_is_blocks(uint32_t type);
+/*
+ * How many tensors there are of each type, as in "3 x F32, 14 x Q4_K"; true when some have been
+ * quantized before (any but F32, F16, BF16 and F64), so that weights were lost for good.
+ */
+bool container_source_types(const container *c, char *out, size_t n);
+
+/* n weights, whole blocks of such a type, to F32 as the type's definition has it. */
+void tensor_blocks_to_f32(uint32_t type, const uint8_t *src, uint64_t n, float *dst);
 
 /* ---- Building (importers, quantizer) ----------------------------------- */
 

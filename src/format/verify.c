@@ -118,6 +118,25 @@ static hepta_status check_q8_0(verifier *v, const tensor *t) {
     return i == n ? HEPTA_OK : not_finite(v, t, "the scale of block", i, i * block);
 }
 
+/* Scales of these types may be anywhere in a block, and products of them overflow nowhere. */
+static hepta_status check_blocks(verifier *v, const tensor *t) {
+    enum { MAX_BLOCK = 256 };
+    float y[MAX_BLOCK];
+    uint64_t items = MAX_BLOCK, bytes = 1;
+    if (!tensor_type_block(t->type, &items, &bytes) || items > MAX_BLOCK) {
+        return HEPTA_OK;
+    }
+    for (uint64_t i = 0; i < t->n_bytes / bytes; i++) {
+        tensor_blocks_to_f32(t->type, t->data + i * bytes, items, y);
+        for (uint64_t j = 0; j < items; j++) {
+            if (!isfinite(y[j])) {
+                return not_finite(v, t, "a scale of block", i, i * bytes);
+            }
+        }
+    }
+    return HEPTA_OK;
+}
+
 /* Byte of row r's block b in the codes of a packed matrix. */
 static uint64_t block_at(uint64_t blocks_per_row, uint64_t half_bits, uint64_t r, uint64_t b) {
     uint64_t strip = r / 4, tile = strip * blocks_per_row + b;
@@ -161,8 +180,8 @@ static hepta_status check_values(verifier *v, const tensor *t) {
         return check_q8_0(v, t);
     case TENSOR_PACKED:
         return check_packed(v, t);
-    default: /* other quantized types, integers: nothing to say about */
-        return HEPTA_OK;
+    default: /* integers and types that are listed only: nothing to say about */
+        return tensor_type_is_blocks(t->type) ? check_blocks(v, t) : HEPTA_OK;
     }
 }
 

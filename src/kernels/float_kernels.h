@@ -105,7 +105,7 @@ static void KERNEL(matmul_f32)(const float *w, uint32_t n_rows, uint32_t n_cols,
 
 static void KERNEL(row_to_f32)(uint32_t type, const uint8_t *src, uint32_t n, float *dst) {
     if (type != TENSOR_F16) {
-        kernels_ref.row_to_f32(type, src, n, dst); /* plain copies and shifts */
+        kernels_ref.row_to_f32(type, src, n, dst); /* copies, shifts, small products */
         return;
     }
     uint32_t i = 0;

@@ -76,7 +76,8 @@ typedef struct kernels {
     /* y[t * y_stride + r] = dot of row r with x_t in virtual lanes; w is F32 rows. */
     void (*matmul_f32)(const float *w, uint32_t n_rows, uint32_t n_cols, const float *x,
                        size_t x_stride, uint32_t n_tokens, float *y, size_t y_stride);
-    /* tensor_type F32, F16, BF16, Q8_0 to F32; exact */
+    /* Any type of tensor_type_is_readable to F32, as its definition has it: exact for F32, F16,
+     * BF16 and Q8_0, rounded products and sums for the others (format/dequantize.c). */
     void (*row_to_f32)(uint32_t type, const uint8_t *src, uint32_t n, float *dst);
 
     /* ---- the rest of the layer ---- */
@@ -101,6 +102,10 @@ typedef struct kernels {
     void (*rotate)(const rotation *r, float *x, float *scratch);
     void (*rotate_inverse)(const rotation *r, float *x, float *scratch);
 } kernels;
+
+/* Row `row` of a tensor of any type of tensor_type_is_readable, as F32: (ne[0]). */
+struct tensor;
+void kernels_tensor_row(const kernels *k, const struct tensor *t, uint64_t row, float *dst);
 
 extern const kernels kernels_ref;
 #if defined(__x86_64__)

@@ -245,14 +245,18 @@ static void row_to_f32_ref(uint32_t type, const uint8_t *src, uint32_t n, float 
             dst[i] = math_from_bits_f32((uint32_t)load_u16(src + (size_t)2 * i) << 16);
         }
         break;
-    default: /* TENSOR_Q8_0; the product has at most 8 + 11 bits: exact */
-        assert(type == TENSOR_Q8_0 && n % 32 == 0);
+    case TENSOR_Q8_0: /* the product has at most 8 + 11 bits: exact */
+        assert(n % 32 == 0);
         for (uint32_t i = 0; i < n; i += 32, src += 34) {
             float scale = half_to_float(load_u16(src));
             for (uint32_t j = 0; j < 32; j++) {
                 dst[i + j] = scale * (float)(int8_t)src[2 + j];
             }
         }
+        break;
+    default:
+        tensor_blocks_to_f32(type, src, n, dst);
+        break;
     }
 }
 

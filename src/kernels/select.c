@@ -4,6 +4,7 @@
  * Invariant: every table gives the same bits, so that the choice is one of speed alone
  * (docs/NUMERICS.md).
  */
+#include "format/container.h"
 #include "kernels/kernels.h"
 
 #include <stdlib.h>
@@ -76,4 +77,9 @@ hepta_status kernels_select(const kernels **out, hepta_error *err) {
     return error_set(err, HEPTA_ERROR_ARGUMENT,
                      "HEPTA_KERNELS=%.64s: no such kernels in this build; it has:%s", wanted,
                      names);
+}
+
+void kernels_tensor_row(const kernels *k, const tensor *t, uint64_t row, float *dst) {
+    const uint64_t row_bytes = t->n_bytes / (t->ne[1] * t->ne[2] * t->ne[3]);
+    k->row_to_f32(t->type, t->data + row * row_bytes, (uint32_t)t->ne[0], dst);
 }

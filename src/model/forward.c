@@ -118,15 +118,15 @@ static void product_rows(void *context, size_t item, int thread) {
         return;
     }
     const float *x = p->x + (size_t)p->first * a->n_cols;
-    const uint8_t *rows = a->source->data + begin * a->row_bytes;
     if (a->type == TENSOR_F32) {
-        f->k->matmul_f32((const float *)(const void *)rows, end - begin, a->n_cols, x, a->n_cols, n,
-                         p->y + begin, a->n_rows);
+        const float *rows =
+            (const float *)(const void *)a->source->data + (size_t)begin * a->n_cols;
+        f->k->matmul_f32(rows, end - begin, a->n_cols, x, a->n_cols, n, p->y + begin, a->n_rows);
         return;
     }
     float *row = thread_scratch(f, thread);
-    for (uint32_t r = begin; r < end; r++, rows += a->row_bytes) {
-        f->k->row_to_f32(a->type, rows, a->n_cols, row);
+    for (uint32_t r = begin; r < end; r++) {
+        kernels_tensor_row(f->k, a->source, r, row);
         f->k->matmul_f32(row, 1, a->n_cols, x, a->n_cols, n, p->y + r, a->n_rows);
     }
 }
@@ -185,7 +185,7 @@ static void embed_token(void *context, size_t t, int thread) {
         f->k->rotate_inverse(a->rotation, rotated, more);
         memcpy(x, rotated, a->n_cols * sizeof *x);
     } else {
-        f->k->row_to_f32(a->type, a->source->data + token * a->row_bytes, a->n_cols, x);
+        kernels_tensor_row(f->k, a->source, token, x);
     }
     const uint32_t half = f->m->n_rot / 2;
     const double position = (double)s->chunk[t].position;

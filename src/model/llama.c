@@ -326,19 +326,15 @@ static hepta_status load_matrix(loader *l, const char *name, uint32_t n_rows, ui
     }
     *out = (matrix){.source = t, .type = t->type, .n_rows = n_rows, .n_cols = n_cols};
     l->n_used++;
-    switch (t->type) {
-    case TENSOR_F32:
-    case TENSOR_F16:
-    case TENSOR_BF16:
-    case TENSOR_Q8_0:
-        out->row_bytes = (size_t)(t->n_bytes / n_rows);
-        return HEPTA_OK;
-    case TENSOR_PACKED:
+    if (t->type == TENSOR_PACKED) {
         return load_packed(l, t, out);
-    default:
-        return wrong_type(l, t,
-                          "F32, F16, BF16, Q8_0 or packed (hepta quantize reads F32 to Q8_0)");
     }
+    if (!tensor_type_is_readable(t->type)) {
+        return wrong_type(l, t,
+                          TENSOR_READABLE_TYPES "; get the model in one of these types, best in "
+                                                "F16 or BF16");
+    }
+    return HEPTA_OK;
 }
 
 static hepta_status load_layer(loader *l, uint32_t layer, llama_layer *out) {

@@ -20,7 +20,6 @@ typedef struct matrix {
     const tensor *source;
     uint32_t type; /* tensor_type */
     uint32_t n_rows, n_cols;
-    size_t row_bytes;     /* of an unpacked type */
     packed_matrix packed; /* TENSOR_PACKED: the rows are rotated by `rotation` */
     const rotation *rotation;
 } matrix;

@@ -161,13 +161,12 @@ static void encode_int8_row(const float *x, uint32_t n, uint8_t *out, float *sca
 /* Reads rows [first, first + n) of t, rotated, into c->x; fails where one is not finite. */
 static hepta_status load_rows(quantizer *q, const tensor *t, const rotation *r, uint64_t first,
                               uint32_t n, chunk *c) {
-    uint64_t row_bytes = source_row_bytes(t);
     uint64_t bad = UINT64_MAX;   /* row * n + column of the first bad weight */
     uint64_t large = UINT64_MAX; /* the first row whose sums overflow */
 #pragma omp parallel for num_threads(q->threads) schedule(static) reduction(min : bad, large)
     for (uint32_t i = 0; i < n; i++) {
         float *x = c->x + (size_t)i * r->n_padded;
-        q->kernels->row_to_f32(t->type, t->data + (first + i) * row_bytes, r->n, x);
+        kernels_tensor_row(q->kernels, t, first + i, x);
         uint32_t column = find_not_finite(x, r->n);
         if (column < r->n) {
             uint64_t at = (first + i) * r->n + column;
@@ -333,10 +332,9 @@ static hepta_status check_input(const container *c, const char *in_path, hepta_e
     }
     for (size_t i = 0; i < c->n_tensors; i++) {
         const tensor *t = &c->tensors[i];
-        if (t->type != TENSOR_F32 && t->type != TENSOR_F16 && t->type != TENSOR_BF16 &&
-            t->type != TENSOR_Q8_0) {
+        if (!tensor_type_is_readable(t->type)) {
             return error_set(err, HEPTA_ERROR_UNSUPPORTED,
-                             "%s: tensor %s has type %s; expected F32, F16, BF16 or Q8_0", t->file,
+                             "%s: tensor %s has type %s; expected " TENSOR_READABLE_TYPES, t->file,
                              t->name, tensor_type_name(t->type));
         }
         bool vector = t->n_dims == 1 && t->ne[0] > 0 && t->ne[0] <= UINT32_MAX;
@@ -381,6 +379,10 @@ static hepta_status set_metadata(container *c, double bits, const uint32_t *half
     }
     if (status == HEPTA_OK) {
         status = container_set_u64(c, "hepta.rotation.seed", rotation_seed, err);
+    }
+    char types[256];
+    if (status == HEPTA_OK && container_source_types(c, types, sizeof types)) {
+        status = container_set_string(c, "hepta.source.type", types, strlen(types), err);
     }
     return status;
 }
