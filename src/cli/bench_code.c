@@ -5,7 +5,7 @@
  * the root mean square of weight - decoded weight over the standard deviation; no code of R bits
  * can get below 2^-R. The error is the same on every machine; the speeds are not.
  */
-#include "cli/cli.h"
+#include "cli/bench.h"
 
 #include "base/base.h"
 #include "code/code.h"
@@ -36,18 +36,18 @@ static double processor_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-typedef struct result {
+typedef struct rate_result {
     double rmse;                     /* over sigma */
     double encode_rate, decode_rate; /* weights per second and core */
-} result;
+} rate_result;
 
 typedef struct buffers {
     float *x, *scale;
     uint8_t *code, *v;
 } buffers;
 
-static hepta_status measure(int half_bits, const buffers *b, size_t rows, int threads, result *out,
-                            hepta_error *err) {
+static hepta_status measure(int half_bits, const buffers *b, size_t rows, int threads,
+                            rate_result *out, hepta_error *err) {
     const struct code_table *t = code_table_get(half_bits);
     const size_t bytes = code_row_bytes(half_bits, ROW);
     const double unit = (double)t->unit;
@@ -128,7 +128,7 @@ int cli_bench_code(int argc, char **argv) {
         }
     }
     for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE && status == HEPTA_OK; rate++) {
-        result r;
+        rate_result r;
         status = measure(rate, &b, rows, threads, &r, &err);
         if (status != HEPTA_OK) {
             break;

@@ -22,7 +22,6 @@ int cli_perplexity(int argc, char **argv);
 int cli_verify(int argc, char **argv);
 int cli_synth(int argc, char **argv);
 int cli_bench(int argc, char **argv);
-int cli_bench_code(int argc, char **argv);
 
 /* ---- Options ----------------------------------------------------------- */
 

@@ -19,7 +19,7 @@ static const struct {
     {"tokenize", cli_tokenize, "turn text into token ids and back"},
     {"perplexity", cli_perplexity, "measure how well a model predicts a text"},
     {"synth", cli_synth, "write a model of random weights, to measure speed with"},
-    {"bench", cli_bench, "measure error and speed of the code"},
+    {"bench", cli_bench, "measure the speed of a model, of the kernels, of the code"},
 };
 
 static void print_usage(FILE *out) {

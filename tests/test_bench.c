@@ -1,0 +1,155 @@
+/*
+ * test_bench.c - hepta bench: what it prints has the documented form. Nothing here depends on
+ * how fast the machine is.
+ */
+#include "command.h"
+
+#include <jansson.h>
+
+static char model[600];
+
+/* A model of random weights in a directory of its own. */
+static void need_model(void) {
+    snprintf(model, sizeof model, "%s/m.hepta", test_tmp_dir());
+    CHECK_RUN(0,
+              "hepta synth --shape vocab=300,width=128,layers=2,heads=4,ff=192,context=64 -b 4 -q "
+              "-o %s",
+              model);
+}
+
+/* The result with this test and size; fails when it is absent or makes no sense. */
+static void check_result(const json_t *results, const char *test, int size, const char *unit,
+                         int runs) {
+    size_t i;
+    json_t *item;
+    json_array_foreach((json_t *)(uintptr_t)results, i, item) {
+        if (strcmp(json_string_value(json_object_get(item, "test")), test) == 0 &&
+            json_integer_value(json_object_get(item, "size")) == size) {
+            double median = json_real_value(json_object_get(item, "median"));
+            CHECK_EQ_STR(json_string_value(json_object_get(item, "unit")), unit);
+            CHECK_EQ_INT(json_integer_value(json_object_get(item, "runs")), runs);
+            CHECK(median > 0);
+            CHECK(json_real_value(json_object_get(item, "min")) <= median);
+            CHECK(json_real_value(json_object_get(item, "max")) >= median);
+            return;
+        }
+    }
+    test_fail(__FILE__, __LINE__, "no result \"%s\" of size %d", test, size);
+}
+
+TEST(bench_model_json) {
+    need_model();
+    CHECK_RUN(0, "hepta bench %s -p 40 -n 5 --runs 3 --batch 1,3 --threads 2 --busy 1 --json",
+              model);
+    json_t *root = json_loads(output, 0, NULL);
+    CHECK(json_is_object(root));
+    CHECK_EQ_STR(json_string_value(json_object_get(root, "model")), model);
+    CHECK_EQ_INT(json_integer_value(json_object_get(root, "threads")), 2);
+    CHECK_EQ_STR(json_string_value(json_object_get(root, "cache")), "f32");
+    CHECK(json_string_value(json_object_get(root, "kernels")) != NULL);
+    CHECK(json_string_value(json_object_get(root, "cpu")) != NULL);
+    const json_t *results = json_object_get(root, "results");
+    check_result(results, "open", 0, "ms", 1);
+    check_result(results, "session", 0, "ms", 1);
+    check_result(results, "first_pass", 1, "ms", 1);
+    check_result(results, "first_token", 32, "ms", 3);
+    check_result(results, "prompt", 40, "tokens/s", 3);
+    check_result(results, "generation", 5, "tokens/s", 3);
+    check_result(results, "prompt_busy", 40, "tokens/s", 3);
+    check_result(results, "generation_busy", 5, "tokens/s", 3);
+    check_result(results, "batch", 1, "tokens/s", 3);
+    check_result(results, "batch", 3, "tokens/s", 3);
+    check_result(results, "memory_peak", 0, "MB", 1);
+    check_result(results, "read_bandwidth", 1, "GB/s", 1);
+    check_result(results, "read_bandwidth", 2, "GB/s", 1);
+    check_result(results, "weights_read", 1, "MB", 1);
+    check_result(results, "bandwidth_used", 0, "%", 1);
+    json_decref(root);
+}
+
+/* What a token reads is a property of the file: checked against its tensors. */
+TEST(bench_model_bytes_per_token) {
+    need_model();
+    CHECK_RUN(0, "hepta inspect %s --json", model);
+    json_t *root = json_loads(output, 0, NULL), *tensor;
+    double bytes = 0;
+    size_t i;
+    CHECK(root != NULL);
+    json_array_foreach(json_object_get(root, "tensors"), i, tensor) {
+        double n = (double)json_integer_value(json_object_get(tensor, "bytes"));
+        bool embedding =
+            strcmp(json_string_value(json_object_get(tensor, "name")), "token_embd.weight") == 0;
+        bytes += embedding ? n / 300 : n;
+    }
+    json_decref(root);
+    CHECK_RUN(0, "hepta bench %s -p 0 -n 7 --runs 1 --batch 0 --cache f16 --json", model);
+    root = json_loads(output, 0, NULL);
+    CHECK(root != NULL);
+    int found = 0;
+    json_array_foreach(json_object_get(root, "results"), i, tensor) {
+        double value = json_real_value(json_object_get(tensor, "median"));
+        const char *test = json_string_value(json_object_get(tensor, "test"));
+        if (strcmp(test, "weights_read") == 0) {
+            CHECK(value > bytes * 0.999999e-6 && value < bytes * 1.000001e-6);
+            found++;
+        }
+        if (strcmp(test, "cache_read") == 0) { /* 2 layers, 128 keys and values, 4 positions */
+            CHECK(value > 4095.9e-6 && value < 4096.1e-6);
+            found++;
+        }
+        CHECK(strcmp(test, "prompt") != 0 && strcmp(test, "batch") != 0);
+    }
+    CHECK_EQ_INT(found, 2);
+    json_decref(root);
+}
+
+TEST(bench_model_csv) {
+    need_model();
+    CHECK_RUN(0, "hepta bench %s -p 3 -n 2 --runs 2 --batch 2 --cold --csv", model);
+    static const char header[] =
+        "model,kernels,threads,cache,test,size,unit,median,min,max,runs,cpu\n";
+    CHECK(strncmp(output, header, strlen(header)) == 0);
+    int lines = 0;
+    for (char *line = output, *end; (end = strchr(line, '\n')) != NULL; line = end + 1, lines++) {
+        int commas = 0;
+        bool quoted = false;
+        for (const char *c = line; c < end; c++) {
+            quoted ^= *c == '"';
+            commas += *c == ',' && !quoted;
+        }
+        CHECK_EQ_INT(commas, 11);
+    }
+    CHECK(lines > 10);
+    CHECK_SAYS(",generation,2,tokens/s,");
+    CHECK_SAYS(",batch,2,tokens/s,");
+}
+
+TEST(bench_model_table) {
+    need_model();
+    CHECK_RUN(0, "hepta bench %s -p 3 -n 2 --runs 1 --batch 2 --busy 1", model);
+    CHECK_SAYS("generation_busy");
+    CHECK_SAYS("1 busy neighbour, each in its own session");
+}
+
+TEST(bench_model_refuses) {
+    need_model();
+    CHECK_RUN(1, "hepta bench /nonexistent");
+    CHECK_SAYS("/nonexistent");
+    CHECK_RUN(1, "hepta bench %s -p 65 -n 0 --batch 0 --runs 1 --busy 65", model);
+    CHECK_SAYS("at most 64");
+    static const char *const bad[] = {"--json --csv", "--cache q4",  "--runs 0",  "--runs 65",
+                                      "--batch 1,",   "--batch 0,1", "--batch x", "--batch -1",
+                                      "--batch 4097", "-p 99999999", "-p x",      "other"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        CHECK_RUN(2, "hepta bench %s %s", model, bad[i]);
+    }
+    CHECK_RUN(0,
+              "hepta synth --shape vocab=300,width=1024,layers=6,heads=8,ff=4096,context=512 -q "
+              "-o %s",
+              model);
+    CHECK_RUN(0,
+              "${HEPTA_BUILD:-build}/hepta bench %s --runs 64 --busy 1 & pid=$!; sleep 1; "
+              "kill -TERM $pid; wait $pid; test $? = 130",
+              model);
+    CHECK_SAYS("interrupted");
+}
