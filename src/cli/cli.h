@@ -22,6 +22,10 @@ int cli_perplexity(int argc, char **argv);
 int cli_verify(int argc, char **argv);
 int cli_synth(int argc, char **argv);
 int cli_bench(int argc, char **argv);
+int cli_eval(int argc, char **argv);
+int cli_eval_mmlu(int argc, char **argv);
+int cli_eval_hellaswag(int argc, char **argv);
+int cli_eval_humaneval(int argc, char **argv);
 
 /* ---- Options ----------------------------------------------------------- */
 
@@ -116,6 +120,14 @@ bool interrupted(void);
 
 /* A whole file ("-": standard input) into memory of its own (free()). */
 hepta_status read_text(const char *path, char **text, size_t *n, hepta_error *err);
+
+/*
+ * JSON lines: calls `add` with each line that is not blank, at most `limit` of them (0: all), and
+ * its number from 1. Stops at the first error; no line at all is one.
+ */
+typedef hepta_status (*json_line_fn)(void *context, json_t *line, size_t number, hepta_error *err);
+hepta_status read_json_lines(const char *path, size_t limit, json_line_fn add, void *context,
+                             hepta_error *err);
 
 /* The model given, or the bundled one: $HEPTA_MODEL, beside the program, or installed. */
 const char *model_or_default(const char *given);

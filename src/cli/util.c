@@ -49,7 +49,7 @@ void progress_start(progress *p, const char *title, const char *unit) {
 
 /* "12.3 M" */
 static void format_amount(double x, char *out, size_t n) {
-    static const char *const prefix[] = {"", " k", " M", " G", " T"};
+    static const char *const prefix[] = {" ", " k", " M", " G", " T"};
     int i = 0;
     for (; x >= 1000 && i < 4; i++) {
         x /= 1000;
@@ -219,6 +219,42 @@ hepta_status read_text(const char *path, char **text, size_t *n, hepta_error *er
     *text = data;
     *n = used;
     return HEPTA_OK;
+}
+
+static bool is_blank(const char *text, size_t n) {
+    for (; n > 0 && (*text == ' ' || *text == '\t' || *text == '\r'); n--) {
+        text++;
+    }
+    return n == 0;
+}
+
+hepta_status read_json_lines(const char *path, size_t limit, json_line_fn add, void *context,
+                             hepta_error *err) {
+    char *text = NULL;
+    size_t n = 0, number = 1, added = 0;
+    hepta_status status = read_text(path, &text, &n, err);
+    for (size_t at = 0; at < n && status == HEPTA_OK && (limit == 0 || added < limit); number++) {
+        const char *end = memchr(text + at, '\n', n - at);
+        size_t k = end != NULL ? (size_t)(end - (text + at)) : n - at;
+        if (!is_blank(text + at, k)) {
+            json_error_t where;
+            json_t *line = json_loadb(text + at, k, 0, &where);
+            if (line == NULL) {
+                status = error_set(err, HEPTA_ERROR_FORMAT, "%s, line %zu: no JSON: %s", path,
+                                   number, where.text);
+            } else {
+                status = add(context, line, number, err);
+            }
+            json_decref(line);
+            added++;
+        }
+        at += k + 1;
+    }
+    free(text);
+    if (status == HEPTA_OK && added == 0) {
+        status = error_set(err, HEPTA_ERROR_FORMAT, "%s: no lines", path);
+    }
+    return status;
 }
 
 #ifndef HEPTA_DATA_DIR
