@@ -144,3 +144,11 @@ static void compare(const char *what) {
 TEST(dequantize_like_gguf) {
     compare("gguf");
 }
+
+TEST(dequantize_like_autogptq) {
+    compare("gptq");
+}
+
+TEST(dequantize_like_autoawq) {
+    compare("awq");
+}

@@ -123,6 +123,8 @@ static double bits_per_weight(uint64_t bytes, uint64_t weights) {
 static void type_text(const tensor *t, char *out, size_t n) {
     if (t->type == TENSOR_PACKED) {
         snprintf(out, n, "%s %g", t->half_bits == 16 ? "int8" : "code", t->half_bits / 2.0);
+    } else if (t->groups != NULL) {
+        snprintf(out, n, "%s %u g%u", tensor_type_name(t->type), t->groups->bits, t->groups->size);
     } else {
         snprintf(out, n, "%s", tensor_type_name(t->type));
     }
@@ -144,10 +146,10 @@ static json_t *tensor_json(const tensor *t) {
     for (uint32_t d = t->n_dims; d-- > 0;) {
         json_array_append_new(shape, json_integer((json_int_t)t->ne[d]));
     }
-    json_t *json =
-        json_pack("{s:o, s:s, s:o, s:I, s:I, s:f}", "name", json_name(t->name), "type", type,
-                  "shape", shape, "offset", (json_int_t)t->offset, "bytes", (json_int_t)t->n_bytes,
-                  "bits_per_weight", bits_per_weight(t->n_bytes, tensor_n_weights(t)));
+    json_t *json = json_pack("{s:o, s:s, s:o, s:I, s:I, s:f}", "name", json_name(t->name), "type",
+                             type, "shape", shape, "offset", (json_int_t)t->offset, "bytes",
+                             (json_int_t)tensor_stored_bytes(t), "bits_per_weight",
+                             bits_per_weight(tensor_stored_bytes(t), tensor_n_weights(t)));
     if (json != NULL && t->has_sha256) {
         sha256_hex(t->sha256, hex);
         json_object_set_new(json, "sha256", json_string(hex));
@@ -187,8 +189,8 @@ static int print_as_text(const container *c, uint64_t weights, uint64_t bytes, b
         type_text(t, type, sizeof type);
         shape_text(t, shape, sizeof shape);
         print_name(t->name, strlen(t->name), 32);
-        printf("%-10s %-20s %12" PRIu64 " %8.3f", type, shape, t->n_bytes,
-               bits_per_weight(t->n_bytes, tensor_n_weights(t)));
+        printf("%-10s %-20s %12" PRIu64 " %8.3f", type, shape, tensor_stored_bytes(t),
+               bits_per_weight(tensor_stored_bytes(t), tensor_n_weights(t)));
         if (checksums && t->has_sha256) {
             sha256_hex(t->sha256, hex);
             printf("  %s", hex);
@@ -230,7 +232,7 @@ int cli_inspect(int argc, char **argv) {
     uint64_t weights = 0, bytes = 0;
     for (size_t i = 0; i < c->n_tensors; i++) {
         weights += tensor_n_weights(&c->tensors[i]);
-        bytes += c->tensors[i].n_bytes;
+        bytes += tensor_stored_bytes(&c->tensors[i]);
     }
     code = json ? print_as_json(c, weights, bytes) : print_as_text(c, weights, bytes, checksums);
     container_close(c);

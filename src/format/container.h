@@ -79,8 +79,27 @@ typedef enum tensor_type {
     TENSOR_BF16 = 30,
     /* Only in .hepta files (stored there as TENSOR_I8 bytes and described by hepta.tensor.*): */
     TENSOR_PACKED = 1000, /* the trellis code of code/code.h or int8, see `half_bits` */
-    TENSOR_LAST = TENSOR_PACKED
+    /* Only in Hugging Face directories, see `groups`: */
+    TENSOR_GPTQ = 1001,
+    TENSOR_AWQ = 1002,
+    TENSOR_LAST = TENSOR_AWQ
 } tensor_type;
+
+/*
+ * The other parts of a GPTQ or AWQ matrix, whose `data` are the integers: weight = scale * (q -
+ * zero), scale and zero of the group that the column belongs to. Layouts: hf_groups.c.
+ */
+typedef struct tensor_groups {
+    uint32_t bits;         /* 2, 3, 4 or 8 */
+    uint32_t size;         /* columns of a group; the last may have fewer */
+    uint32_t n_groups;     /* in a row */
+    uint32_t zero_offset;  /* zero = what is stored + this */
+    uint32_t scale_type;   /* TENSOR_F16, _BF16, _F32 */
+    const uint8_t *zeros;  /* as the integers are stored */
+    const uint8_t *scales; /* (n_groups, n_rows) */
+    const uint8_t *index;  /* int32 (n_cols), the group of each column; NULL: column / size */
+    uint64_t n_bytes;      /* of these parts */
+} tensor_groups;
 
 /*
  * A matrix (n_rows, n_cols) is stored row by row: y[r] = sum_c W[r][c] x[c]. GGUF lists ne[0] =
@@ -94,8 +113,9 @@ typedef struct tensor {
     uint64_t ne[4];     /* unused ones are 1 */
     const uint8_t *data;
     uint64_t n_bytes;
-    const char *file; /* path of the file it lies in, for messages */
-    uint64_t offset;  /* of data in that file */
+    const char *file;            /* path of the file it lies in, for messages */
+    uint64_t offset;             /* of data in that file */
+    const tensor_groups *groups; /* TENSOR_GPTQ, TENSOR_AWQ; else NULL */
     bool has_sha256;
     uint8_t sha256[32]; /* stored checksum (.hepta) */
 } tensor;
@@ -201,6 +221,7 @@ bool tensor_packed_bytes(uint32_t half_bits, uint64_t n_rows, uint64_t n_cols, u
 const char *tensor_type_name(uint32_t type); /* "F16", "Q4_K", ... or "unknown" */
 const char *kv_type_name(kv_type type);      /* "u32", "string", ... or "unknown" */
 uint64_t tensor_n_weights(const tensor *t);
+uint64_t tensor_stored_bytes(const tensor *t); /* n_bytes, and those of t->groups */
 
 /* ---- Values (dequantize.c) --------------------------------------------- */
 
@@ -217,6 +238,8 @@ bool tensor_type_is_blocks(uint32_t type);
  */
 bool container_source_types(const container *c, char *out, size_t n);
 
+/* Row `row` of a TENSOR_GPTQ or TENSOR_AWQ matrix as F32, (ne[0]). */
+void tensor_groups_to_f32(const tensor *t, uint64_t row, float *dst);
 /* n weights, whole blocks of such a type, to F32 as the type's definition has it. */
 void tensor_blocks_to_f32(uint32_t type, const uint8_t *src, uint64_t n, float *dst);
 

@@ -1,5 +1,5 @@
 /*
- * dequantize.c - the block types of GGUF files to F32.
+ * dequantize.c - the block types of GGUF files, and GPTQ and AWQ matrices, to F32.
  *
  * Each function turns one block into its 32 or 256 weights with the float operations of the
  * published definition, one by one: ggml's dequantize_row_* (github.com/ggml-org/ggml,
@@ -12,6 +12,7 @@
 
 #include <assert.h>
 #include <stdio.h>
+#include <string.h>
 
 static float half_at(const uint8_t *p) {
     return half_to_float(load_u16(p));
@@ -173,6 +174,57 @@ static void iq4_xs(const uint8_t *b, float *y) {
     }
 }
 
+/* ---- GPTQ and AWQ ------------------------------------------------------ */
+
+/* Integer i of `bits` bits in a string of bits in 32-bit words `stride` bytes apart. */
+static uint32_t integer_at(const uint8_t *words, uint64_t stride, uint64_t i, uint32_t bits) {
+    uint64_t at = i * bits, shift = at % 32;
+    const uint8_t *word = words + at / 32 * stride;
+    uint32_t value = load_u32(word) >> shift;
+    if (shift + bits > 32) {
+        value |= load_u32(word + stride) << (32 - shift);
+    }
+    return value & ((1u << bits) - 1);
+}
+
+/* Where AWQ puts row r: of eight that share a word, the even ones come first. */
+static uint64_t awq_place(uint64_t r) {
+    return r / 8 * 8 + (r % 8) / 2 + (r % 2) * 4;
+}
+
+static float scale_at(uint32_t type, const uint8_t *scales, uint64_t i) {
+    float f;
+    if (type == TENSOR_F32) {
+        memcpy(&f, scales + 4 * i, sizeof f);
+        return f;
+    }
+    uint16_t h = load_u16(scales + 2 * i);
+    return type == TENSOR_F16 ? half_to_float(h) : bfloat_to_float(h);
+}
+
+void tensor_groups_to_f32(const tensor *t, uint64_t row, float *dst) {
+    const tensor_groups *g = t->groups;
+    const bool awq = t->type == TENSOR_AWQ;
+    const uint64_t n_rows = t->ne[1], n_cols = t->ne[0];
+    const uint64_t row_bytes = n_rows * g->bits / 8; /* of integers for all rows */
+    const uint64_t place = awq ? awq_place(row) : row;
+    uint64_t group = UINT64_MAX;
+    float scale = 0;
+    int32_t zero = 0;
+    for (uint64_t i = 0; i < n_cols; i++) {
+        uint64_t own = g->index != NULL ? load_u32(g->index + 4 * i) : i / g->size;
+        if (own != group) {
+            group = own;
+            scale = scale_at(g->scale_type, g->scales, group * n_rows + row);
+            zero = (int32_t)(integer_at(g->zeros + group * row_bytes, 4, place, g->bits) +
+                             g->zero_offset);
+        }
+        uint32_t q = awq ? integer_at(t->data + i * row_bytes, 4, place, g->bits)
+                         : integer_at(t->data + 4 * row, 4 * n_rows, i, g->bits);
+        dst[i] = scale * (float)((int32_t)q - zero);
+    }
+}
+
 /* ---- All of them ------------------------------------------------------- */
 
 typedef void (*block_fn)(const uint8_t *block, float *y);
@@ -193,7 +245,7 @@ bool tensor_type_is_blocks(uint32_t type) {
 
 bool tensor_type_is_readable(uint32_t type) {
     return type == TENSOR_F32 || type == TENSOR_F16 || type == TENSOR_BF16 || type == TENSOR_Q8_0 ||
-           tensor_type_is_blocks(type);
+           type == TENSOR_GPTQ || type == TENSOR_AWQ || tensor_type_is_blocks(type);
 }
 
 void tensor_blocks_to_f32(uint32_t type, const uint8_t *src, uint64_t n, float *dst) {

@@ -20,6 +20,7 @@
 
 #ifndef HEPTA_ENGINE_ONLY
 
+#include "format/hf_groups.h"
 #include "format/safetensors.h"
 
 #include <float.h>
@@ -37,6 +38,7 @@ typedef struct settings {
     bool tied; /* the classifier is the embedding */
     enum { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3 } rope;
     double rope_factor, rope_low, rope_high, rope_n_ctx;
+    group_scheme groups;
 } settings;
 
 /* config.json while it is read: the first error sticks, later reads do nothing. */
@@ -207,7 +209,7 @@ static void read_rope(config *f, settings *m) {
 }
 
 /* Settings that would change the arithmetic. */
-static void refuse_variants(config *f, bool mistral, const settings *m) {
+static void refuse_variants(config *f, bool mistral, settings *m) {
     if (read_bool(f, "attention_bias", false)) {
         refuse(f, HEPTA_ERROR_UNSUPPORTED, "attention_bias", "false: biases are not supported");
     }
@@ -218,9 +220,9 @@ static void refuse_variants(config *f, bool mistral, const settings *m) {
     if (act != NULL && (!json_is_string(act) || strcmp(json_string_value(act), "silu") != 0)) {
         refuse(f, HEPTA_ERROR_UNSUPPORTED, "hidden_act", "\"silu\"");
     }
-    if (get(f->root, "quantization_config") != NULL) {
-        refuse(f, HEPTA_ERROR_UNSUPPORTED, "quantization_config",
-               "a model that is not quantized: start from the original weights");
+    if (f->status == HEPTA_OK) {
+        f->status =
+            group_scheme_read(get(f->root, "quantization_config"), f->path, &m->groups, f->err);
     }
     if (mistral) { /* a window as long as the context is none; absent means 4096 */
         const json_t *window = json_object_get(f->root, "sliding_window");
@@ -321,6 +323,7 @@ typedef struct weights {
     const char **file_names; /* (n_files) as in the index; NULL: one file */
     size_t n_files;
     json_t *weight_map; /* NULL: one file; belongs to the index */
+    group_scheme groups;
 } weights;
 
 /* True when this tensor of file i counts: without an index all do. */
@@ -443,11 +446,47 @@ typedef struct wanted {
     uint64_t rows, cols;
 } wanted;
 
+static group_part find_part(const weights *w, const char *base, const char *suffix) {
+    char name[112];
+    group_part part = {.entry = NULL};
+    snprintf(name, sizeof name, "%s.%s", base, suffix);
+    part.entry = find_weight(w, name, &part.file);
+    return part;
+}
+
+/* The matrix `hf`, "BASE.weight", out of quantized parts; *found false: there are none. */
+static hepta_status add_grouped(container *c, const weights *w, const wanted *want, const char *hf,
+                                const char *gguf, bool *found, hepta_error *err) {
+    char base[96];
+    snprintf(base, sizeof base, "%.*s", (int)(strlen(hf) - strlen(".weight")), hf);
+    const group_parts parts = {.weights = find_part(w, base, "qweight"),
+                               .zeros = find_part(w, base, "qzeros"),
+                               .scales = find_part(w, base, "scales"),
+                               .index = find_part(w, base, "g_idx"),
+                               .bias = find_part(w, base, "bias")};
+    *found = parts.weights.entry != NULL;
+    if (!*found) {
+        return HEPTA_OK;
+    }
+    if (w->groups.type == TENSOR_F32 || want->rows == 0) {
+        return error_set(err, HEPTA_ERROR_FORMAT,
+                         "%s: tensor %s.qweight is quantized, but config.json has no "
+                         "quantization_config that says how",
+                         format_shown_path(parts.weights.file->path), base);
+    }
+    return group_matrix_add(c, &w->groups, &parts, base, gguf, want->rows, want->cols, err);
+}
+
 static hepta_status add_weight(container *c, const weights *w, const wanted *want, const char *hf,
                                const char *gguf, hepta_error *err) {
     const safetensors *file = NULL;
     safetensors_entry *e = find_weight(w, hf, &file);
     if (e == NULL) {
+        bool found;
+        hepta_status status = add_grouped(c, w, want, hf, gguf, &found, err);
+        if (found) {
+            return status;
+        }
         return error_set(err, HEPTA_ERROR_FORMAT, "%s: tensor %s is missing",
                          format_shown_path(file != NULL ? file->path : c->path), hf);
     }
@@ -675,6 +714,7 @@ hepta_status hf_open(const char *path, const container_options *options, contain
     if (status == HEPTA_OK) {
         status = open_weights(c, path, options->metadata_only, &w, &index, err);
     }
+    w.groups = m.groups;
     if (status == HEPTA_OK && (w.n_files > 0 || !options->metadata_only)) {
         status = add_weights(c, &w, &m, err);
         status = status == HEPTA_OK ? set_file_type(c, err) : status;

@@ -35,7 +35,11 @@ static const type_info *find_type(uint32_t type) {
 
 const char *tensor_type_name(uint32_t type) {
     const type_info *info = find_type(type);
-    return info != NULL ? info->name : type == TENSOR_PACKED ? "packed" : "unknown";
+    return info != NULL            ? info->name
+           : type == TENSOR_PACKED ? "packed"
+           : type == TENSOR_GPTQ   ? "GPTQ"
+           : type == TENSOR_AWQ    ? "AWQ"
+                                   : "unknown";
 }
 
 bool tensor_type_block(uint32_t type, uint64_t *items, uint64_t *bytes) {
@@ -76,6 +80,10 @@ bool tensor_packed_bytes(uint32_t half_bits, uint64_t n_rows, uint64_t n_cols, u
 
 uint64_t tensor_n_weights(const tensor *t) {
     return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
+}
+
+uint64_t tensor_stored_bytes(const tensor *t) {
+    return t->n_bytes + (t->groups != NULL ? t->groups->n_bytes : 0);
 }
 
 /* ---- Value types ------------------------------------------------------- */

@@ -169,6 +169,19 @@ static hepta_status check_packed(verifier *v, const tensor *t) {
     return HEPTA_OK;
 }
 
+static hepta_status check_groups(verifier *v, const tensor *t) {
+    const tensor_groups *g = t->groups;
+    uint64_t n = g->n_groups * t->ne[1];
+    uint64_t i = first_not_finite(g->scale_type, g->scales, n, g->scale_type == TENSOR_F32 ? 4 : 2);
+    if (i == n) {
+        return HEPTA_OK;
+    }
+    return error_set(v->err, HEPTA_ERROR_FORMAT,
+                     "%s: tensor %.80s: the scale of row %" PRIu64 ", group %" PRIu64
+                     ", is NaN or infinite: the model is broken",
+                     format_shown_path(t->file), t->name, i % t->ne[1], i / t->ne[1]);
+}
+
 static hepta_status check_values(verifier *v, const tensor *t) {
     switch (t->type) {
     case TENSOR_F32:
@@ -180,6 +193,9 @@ static hepta_status check_values(verifier *v, const tensor *t) {
         return check_q8_0(v, t);
     case TENSOR_PACKED:
         return check_packed(v, t);
+    case TENSOR_GPTQ:
+    case TENSOR_AWQ:
+        return check_groups(v, t);
     default: /* integers and types that are listed only: nothing to say about */
         return tensor_type_is_blocks(t->type) ? check_blocks(v, t) : HEPTA_OK;
     }

@@ -80,6 +80,10 @@ hepta_status kernels_select(const kernels **out, hepta_error *err) {
 }
 
 void kernels_tensor_row(const kernels *k, const tensor *t, uint64_t row, float *dst) {
+    if (t->groups != NULL) {
+        tensor_groups_to_f32(t, row, dst);
+        return;
+    }
     const uint64_t row_bytes = t->n_bytes / (t->ne[1] * t->ne[2] * t->ne[3]);
     k->row_to_f32(t->type, t->data + row * row_bytes, (uint32_t)t->ne[0], dst);
 }

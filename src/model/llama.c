@@ -452,7 +452,7 @@ static void sum_sizes(hepta_model *m) {
     for (size_t i = 0; i < m->file->n_tensors; i++) {
         const tensor *t = &m->file->tensors[i];
         m->info.n_weights += tensor_n_weights(t);
-        bits += 8.0 * (double)t->n_bytes;
+        bits += 8.0 * (double)tensor_stored_bytes(t);
         m->info.quantized |= t->type == TENSOR_PACKED;
     }
     m->info.bits_per_weight = bits / (double)m->info.n_weights;

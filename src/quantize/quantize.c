@@ -291,6 +291,7 @@ static hepta_status write_packed(quantizer *q, const tensor *t, uint32_t half_bi
             goto done;
         }
     }
+    release_pages(t->data, t->n_bytes); /* GPTQ and AWQ rows lie across all of it */
     status = hepta_writer_write(q->out, scales, (size_t)n_padded_rows * 2, q->err);
 done:
     chunk_free(&c);
