@@ -97,7 +97,13 @@ HEPTA_API void hepta_model_get_info(const hepta_model *model, hepta_model_info *
 
 typedef struct hepta_session hepta_session;
 
-typedef enum hepta_cache_type { HEPTA_CACHE_F32 = 0, HEPTA_CACHE_F16 } hepta_cache_type;
+/* How keys and values are kept: as computed, rounded to binary16, or as int8 with one scale per
+ * vector (attention is then integer arithmetic). */
+typedef enum hepta_cache_type {
+    HEPTA_CACHE_F32 = 0,
+    HEPTA_CACHE_F16,
+    HEPTA_CACHE_Q8
+} hepta_cache_type;
 
 typedef struct hepta_session_options {
     uint32_t n_ctx;   /* positions held of each sequence; 0: the model's training context */

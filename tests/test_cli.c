@@ -40,6 +40,7 @@ TEST(cli_help_and_wrong_usage) {
     CHECK_RUN(2, "hepta run -p x -n -5");
     CHECK_RUN(2, "hepta run -p x --threads 99999999");
     CHECK_RUN(2, "hepta run -p x --cache q4");
+    CHECK_SAYS("expected f32, f16 or q8");
     CHECK_RUN(2, "hepta run -p x -f y");
     CHECK_RUN(2, "hepta quantize x");
     CHECK_SAYS("-o OUT");

@@ -456,41 +456,180 @@ TEST(ref_row_to_f32) {
     CHECK(y[0] == -256.0f && y[31] == 240.0f && y[16] == 0.0f);
 }
 
-/* Attention against a softmax in double. */
+/* One query; its scratch memory ends at an unmapped page. */
+static void attend_one(const kernels *k, const kv_cache *cache, uint32_t dim, const float *q,
+                       uint32_t n_pos, float scale, float *out) {
+    float *scratch = guard_alloc(KERNELS_ATTENTION_SCRATCH_BYTES(dim), false);
+    k->attention(cache, dim, &(attention_query){q, out, n_pos}, 1, scale, scratch);
+}
+
+/* A cache of n positions in guarded memory, stored one by one from random vectors. */
+static kv_cache random_cache(hepta_cache_type type, uint32_t dim, uint32_t n, int pattern) {
+    const size_t n_bytes = (size_t)kv_bytes(type, dim, n);
+    const size_t n_scales = type == HEPTA_CACHE_Q8 ? (n + KV_TILE - 1) / KV_TILE * KV_TILE : 0;
+    kv_cache cache = {.type = type,
+                      .k = guard_alloc(n_bytes, pattern % 2 == 0),
+                      .v = guard_alloc(n_bytes, false),
+                      .k_scale = guard_alloc(n_scales * sizeof(float), false),
+                      .v_scale = guard_alloc(n_scales * sizeof(float), false)};
+    memset(cache.k, 0xff, n_bytes), memset(cache.v, 0xff, n_bytes);
+    memset(cache.k_scale, 0xff, n_scales * sizeof(float)); /* NaN past the end */
+    memset(cache.v_scale, 0xff, n_scales * sizeof(float));
+    float *key = guard_alloc(dim * sizeof(float), false);
+    float *value = guard_alloc(dim * sizeof(float), false);
+    int8_t *scratch = guard_alloc(KV_ROW(dim), false);
+    for (uint32_t j = 0; j < n; j++) {
+        int each = pattern == N_PATTERNS ? (int)test_random_below(N_PATTERNS) : pattern;
+        fill_floats(key, dim, each);
+        fill_floats(value, dim,
+                    test_random_below(4) == 0 ? (int)test_random_below(N_PATTERNS) : RANDOM);
+        if (pattern == RANDOM && n % 2 == 0) { /* sharp attention */
+            for (uint32_t d = 0; d < dim; d++) {
+                key[d] *= 30.0f;
+            }
+        }
+        if (type == HEPTA_CACHE_F16) { /* finite ones */
+            for (uint32_t d = 0; d < dim; d++) {
+                key[d] = fmodf(key[d], 60000.0f), value[d] = fmodf(value[d], 60000.0f);
+            }
+        }
+        kv_store(&kernels_ref, &cache, dim, j, key, value, scratch);
+    }
+    return cache;
+}
+
+/* Attention against a softmax in double over the keys and values that the cache holds. */
+static void check_attention(const kv_cache *cache, uint32_t dim, const double *q, const double *k,
+                            const double *v, uint32_t n, const float *out, double bound) {
+    double score[300], max = -1e30, sum = 0.0, largest = 0.0;
+    for (uint32_t j = 0; j < n; j++) {
+        score[j] = 0.0;
+        for (uint32_t d = 0; d < dim; d++) {
+            score[j] += 0.5 * q[d] * k[j * dim + d];
+            largest = fmax(largest, fabs(v[j * dim + d]));
+        }
+        max = fmax(max, score[j]);
+    }
+    for (uint32_t j = 0; j < n; j++) {
+        sum += exp(score[j] - max);
+    }
+    for (uint32_t d = 0; d < dim; d++) {
+        double expected = 0.0;
+        for (uint32_t j = 0; j < n; j++) {
+            expected += exp(score[j] - max) / sum * v[j * dim + d];
+        }
+        if (!(fabs((double)out[d] - expected) < bound * largest)) {
+            test_fail(__FILE__, __LINE__, "cache type %d, %u positions of %u: %g, expected %g",
+                      (int)cache->type, n, dim, (double)out[d], expected);
+        }
+    }
+}
+
 TEST(ref_attention) {
-    enum { DIM = 24, POS = 200 };
-    static float q[DIM], k[POS * DIM], v[POS * DIM], out[DIM], scratch[64 + 2 * DIM];
-    static uint16_t k16[POS * DIM], v16[POS * DIM];
-    for (uint32_t n = 1; n <= POS; n += n < 4 ? 1 : 31) {
-        fill_floats(q, DIM, RANDOM);
-        for (size_t i = 0; i < POS * DIM; i++) {
-            k16[i] = half_from_float(test_random_gauss());
-            v16[i] = half_from_float(test_random_gauss());
-            k[i] = half_to_float(k16[i]), v[i] = half_to_float(v16[i]);
+    static double q[24], k[300 * 24], v[300 * 24];
+    static const uint32_t dims[] = {1, 6, 16, 24};
+    for (int round = 0; round < 120; round++) {
+        const uint32_t dim = dims[round % 4], n = 1 + test_random_below(300);
+        const hepta_cache_type type = (hepta_cache_type)(round % 3);
+        const kv_cache cache = random_cache(type, dim, n, RANDOM);
+        float query[24], out[24], scale = 1.0f;
+        int8_t q8[24];
+        int32_t sum;
+        fill_floats(query, dim, RANDOM);
+        if (type == HEPTA_CACHE_Q8) {
+            kernels_ref.quantize_activation(query, dim, q8, &scale, &sum);
         }
-        double score[POS], max = -1e30, sum = 0.0;
+        for (uint32_t d = 0; d < dim; d++) {
+            q[d] = type == HEPTA_CACHE_Q8 ? q8[d] * (double)scale : (double)query[d];
+        }
         for (uint32_t j = 0; j < n; j++) {
-            score[j] = 0.0;
+            for (uint32_t d = 0; d < dim; d++) {
+                const size_t i = (size_t)j * dim + d, row = KV_ROW(dim);
+                switch (type) {
+                case HEPTA_CACHE_F32:
+                    k[i] = (double)((const float *)cache.k)[i];
+                    v[i] = (double)((const float *)cache.v)[i];
+                    break;
+                case HEPTA_CACHE_F16:
+                    k[i] = (double)half_to_float(((const uint16_t *)cache.k)[i]);
+                    v[i] = (double)half_to_float(((const uint16_t *)cache.v)[i]);
+                    break;
+                default:
+                    k[i] = ((const int8_t *)cache.k)[kv_key_index(j, d, row)] *
+                           (double)cache.k_scale[j];
+                    v[i] = ((const int8_t *)cache.v)[kv_value_index(j, d, row)] *
+                           (double)cache.v_scale[j];
+                }
+            }
+        }
+        attend_one(&kernels_ref, &cache, dim, query, n, 0.5f, out);
+        /* 8 bits: weights are rounded to 1/16383 of the largest, scores are some tens */
+        check_attention(&cache, dim, q, k, v, n, out, type == HEPTA_CACHE_Q8 ? 1e-4 : 2e-5);
+        guard_reset();
+    }
+}
+
+/* Vectors are stored with an error of at most half a step of 1/127 of their largest item. */
+TEST(kv_store_q8) {
+    for (int round = 0; round < 200; round++) {
+        enum { N = 40 };
+        const uint32_t dim = 1 + test_random_below(130);
+        const size_t row = KV_ROW(dim), n_bytes = (size_t)kv_bytes(HEPTA_CACHE_Q8, dim, N);
+        CHECK_EQ_INT(n_bytes, 48 * row);
+        float k_scale[N], v_scale[N];
+        static float key[N][130], value[N][130];
+        kv_cache cache = {.type = HEPTA_CACHE_Q8,
+                          .k = guard_alloc(n_bytes, false),
+                          .v = guard_alloc(n_bytes, false),
+                          .k_scale = k_scale,
+                          .v_scale = v_scale};
+        for (size_t i = 0; i < N; i++) { /* in any order */
+            size_t j = i * 7 % N;
+            fill_floats(key[j], dim, RANDOM), fill_floats(value[j], dim, RANDOM);
+            kv_store(&kernels_ref, &cache, dim, j, key[j], value[j], guard_alloc(row, false));
+        }
+        for (size_t j = 0; j < N; j++) {
+            for (uint32_t d = 0; d < row; d++) {
+                int8_t a = ((int8_t *)cache.k)[kv_key_index(j, d, row)];
+                int8_t b = ((int8_t *)cache.v)[kv_value_index(j, d, row)];
+                float x = d < dim ? key[j][d] : 0.0f, y = d < dim ? value[j][d] : 0.0f;
+                CHECK(fabsf((float)a * k_scale[j] - x) <= 0.5001f * k_scale[j]);
+                CHECK(fabsf((float)b * v_scale[j] - y) <= 0.5001f * v_scale[j]);
+            }
+        }
+        guard_reset();
+    }
+}
+
+/* Zeros, infinities and NaN in a Q8 cache. */
+TEST(attention_q8_special_values) {
+    enum { DIM = 20, N = 70 };
+    bool supported;
+    const kernels *t;
+    for (size_t table = 0; (t = kernels_get(table, &supported)) != NULL; table++) {
+        for (int what = 0; supported && what < 6; what++) {
+            kv_cache cache = random_cache(HEPTA_CACHE_Q8, DIM, N, RANDOM);
+            float q[DIM], key[DIM], value[DIM], out[DIM];
+            int8_t *scratch = guard_alloc(KV_ROW(DIM), false);
+            fill_floats(q, DIM, RANDOM);
+            for (uint32_t j = 0; j < N; j++) {
+                fill_floats(key, DIM, RANDOM);
+                memset(value, 0, sizeof value);
+                value[j % DIM] = what == 1 ? 0.0f : 1.0f;
+                memset(key, 0, what == 2 ? sizeof key : 0);
+                key[3] = what == 3 && j == 66 ? NAN : key[3];
+                value[3] = what == 4 && j == 66 ? INFINITY : value[3];
+                kv_store(t, &cache, DIM, j, key, value, scratch);
+            }
+            q[5] = what == 5 ? -INFINITY : q[5];
+            attend_one(t, &cache, DIM, q, N, 0.5f, out);
             for (uint32_t d = 0; d < DIM; d++) {
-                score[j] += (double)q[d] * (double)k[j * DIM + d];
+                CHECK(what < 3 ? !isnan(out[d]) : isnan(out[d]));
+                CHECK(what != 1 || math_bits_f32(out[d]) == 0);
+                CHECK(what != 2 || fabsf(out[d] - (d < 10 ? 4.0f : 3.0f) / 70.0f) < 1e-5f);
             }
-            score[j] *= 0.5;
-            max = fmax(max, score[j]);
+            guard_reset();
         }
-        for (uint32_t j = 0; j < n; j++) {
-            sum += exp(score[j] - max);
-        }
-        kernels_ref.attention(q, k, v, DIM, false, n, DIM, 0.5f, out, scratch);
-        for (uint32_t d = 0; d < DIM; d++) {
-            double expected = 0.0;
-            for (uint32_t j = 0; j < n; j++) {
-                expected += exp(score[j] - max) / sum * (double)v[j * DIM + d];
-            }
-            CHECK(fabs((double)out[d] - expected) < 5e-6);
-        }
-        float out16[DIM];
-        kernels_ref.attention(q, k16, v16, DIM, true, n, DIM, 0.5f, out16, scratch);
-        CHECK_MEM_EQ(out, out16, sizeof out);
     }
 }
 
@@ -656,34 +795,37 @@ TEST(tables_elementwise) {
 }
 
 TEST(tables_attention) {
-    static const uint32_t dims[] = {1, 2, 8, 15, 16, 17, 24, 32, 40, 64, 80, 96, 128, 129};
-    static const uint32_t positions[] = {1, 2, 7, 15, 16, 17, 63, 64, 65, 128, 129, 300};
+    static const uint32_t dims[] = {1,  2,  6,  8,  12, 15, 16,  17,  24,
+                                    32, 40, 64, 72, 80, 96, 128, 129, 256};
+    static const uint32_t positions[] = {1,  2,  7,  15,  16,  17,  50, 63,
+                                         64, 65, 80, 127, 128, 129, 300};
     FOR_EACH_TABLE(k) {
-        for (int round = 0; round < 400; round++) {
-            uint32_t dim = dims[test_random_below(14)], n = positions[test_random_below(12)];
-            bool f16 = round % 2 != 0;
-            uint32_t stride = dim + (round % 3 == 0 ? 5 : 0);
-            size_t n_items = (size_t)(n - 1) * stride + dim, item = f16 ? 2 : 4;
-            float *q = guard_alloc(dim * 4, round % 4 < 2);
-            fill_floats(q, dim, RANDOM);
-            void *cache[2] = {guard_alloc(n_items * item, false),
-                              guard_alloc(n_items * item, false)};
-            for (int c = 0; c < 2; c++) {
-                for (size_t i = 0; i < n_items; i++) {
-                    float x = test_random_gauss() * (round % 5 == 0 ? 30.0f : 1.0f);
-                    if (f16) {
-                        ((uint16_t *)cache[c])[i] = half_from_float(x);
-                    } else {
-                        ((float *)cache[c])[i] = x;
-                    }
+        for (int round = 0; round < 900; round++) {
+            uint32_t dim = dims[test_random_below(18)], n = positions[test_random_below(15)];
+            hepta_cache_type type = (hepta_cache_type)(round % 3);
+            kv_cache cache = random_cache(type, dim, n, round / 3 % (N_PATTERNS + 1));
+            uint32_t n_queries = round % 5 < 2 ? 1 : 1 + test_random_below(KERNELS_MAX_QUERIES);
+            attention_query queries[2][KERNELS_MAX_QUERIES];
+            const size_t n_bytes = dim * sizeof(float);
+            float *q = guard_alloc(n_queries * n_bytes, round % 4 < 2);
+            float *out[2] = {guard_alloc(n_queries * n_bytes, false),
+                             guard_alloc(n_queries * n_bytes, round % 4 >= 2)};
+            for (uint32_t i = 0; i < n_queries; i++) {
+                int pattern =
+                    test_random_below(4) != 0 ? RANDOM : (int)test_random_below(N_PATTERNS);
+                fill_floats(q + i * dim, dim, pattern);
+                uint32_t n_pos = i == 0 ? n : 1 + test_random_below(n);
+                for (int y = 0; y < 2; y++) {
+                    queries[y][i] = (attention_query){q + i * dim, out[y] + i * dim, n_pos};
                 }
             }
-            float *out[2] = {guard_alloc(dim * 4, false), guard_alloc(dim * 4, false)};
-            float *scratch = guard_alloc((KERNELS_ATTENTION_BLOCK + 2 * dim) * 4, false);
-            kernels_ref.attention(q, cache[0], cache[1], stride, f16, n, dim, 0.3f, out[0],
-                                  scratch);
-            k->attention(q, cache[0], cache[1], stride, f16, n, dim, 0.3f, out[1], scratch);
-            CHECK_MEM_EQ(out[0], out[1], dim * 4);
+            float *scratch = guard_alloc(KERNELS_ATTENTION_SCRATCH_BYTES(dim), false);
+            kernels_ref.attention(&cache, dim, queries[0], n_queries, 0.3f, scratch);
+            k->attention(&cache, dim, queries[1], n_queries, 0.3f, scratch);
+            for (size_t i = 0; i < n_queries * dim; i++) { /* any NaN is a NaN */
+                CHECK(isnan(out[0][i]) ? isnan(out[1][i])
+                                       : math_bits_f32(out[0][i]) == math_bits_f32(out[1][i]));
+            }
             guard_reset();
         }
     }
@@ -746,8 +888,17 @@ TEST(ref_golden_digest) {
     kernels_ref.rmsnorm(x, y, N, 1e-5f, x);
     kernels_ref.swiglu(x, y, N);
     sha256_update(&s, x, sizeof x);
-    kernels_ref.attention(x, x, y, 8, false, 129, 8, 0.7f, y, scratch);
-    sha256_update(&s, y, 8 * sizeof *y);
+    float out[8];
+    attend_one(&kernels_ref, &(kv_cache){.type = HEPTA_CACHE_F32, .k = x, .v = y}, 8, x, 129, 0.7f,
+               out);
+    sha256_update(&s, out, sizeof out);
+    kv_cache cache = random_cache(HEPTA_CACHE_Q8, 8, 129, ZEROS);
+    for (uint32_t j = 0; j < 129; j++) {
+        kv_store(&kernels_ref, &cache, 8, j, x + 8 * j, y + 8 * j, q);
+    }
+    attend_one(&kernels_ref, &cache, 8, x, 129, 0.7f, out);
+    sha256_update(&s, out, sizeof out);
+    guard_reset();
     for (uint32_t i = 0; i < 64; i++) {
         double sine, cosine, angle = 1000.5 * i * math_pow_f64(10000.0, -2.0 * i / 128.0);
         math_sin_cos_f64(angle, &sine, &cosine);
@@ -759,7 +910,7 @@ TEST(ref_golden_digest) {
     char hex[65];
     sha256_finish(&s, digest);
     sha256_hex(digest, hex);
-    CHECK_EQ_STR(hex, "218b007199f104c538455c92193587d04b869ca4f264bb109621f6aec2a51af7");
+    CHECK_EQ_STR(hex, "933e597c247cbfd78c51152a2a3a274f58c0e30263a58b8d5e3e133bcc35d6b6");
 }
 
 /* ---- Choice of a table ------------------------------------------------- */

@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <sys/wait.h>
 
+enum { N_CACHES = HEPTA_CACHE_Q8 + 1 };
+
 /* ---- Helpers ----------------------------------------------------------- */
 
 static hepta_model *open_model(const char *path) {
@@ -70,6 +72,16 @@ static float *eval_all(const hepta_model *m, const int32_t *tokens, size_t n, ui
     CHECK_EQ_INT(hepta_session_position(s, 0), n);
     hepta_session_free(s);
     return logits;
+}
+
+/* |a - b| / |b| */
+static double relative_difference(const float *a, const float *b, size_t n) {
+    double difference = 0.0, size = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        difference += pow((double)a[i] - (double)b[i], 2);
+        size += pow((double)b[i], 2);
+    }
+    return sqrt(difference / size);
 }
 
 /* ---- Real models ------------------------------------------------------- */
@@ -160,7 +172,7 @@ static void check_same_bits(const char *path, bool thorough) {
     int32_t tokens[N];
     bool supported;
     const kernels *k;
-    float *expected[2] = {NULL, NULL};
+    float *expected[N_CACHES] = {NULL};
     size_t n_bytes = 0;
     for (size_t table = 0; (k = kernels_get(table, &supported)) != NULL; table++) {
         if (!supported) {
@@ -174,12 +186,12 @@ static void check_same_bits(const char *path, bool thorough) {
         if (table == 0) {
             random_tokens(tokens, N, m->info.n_vocab);
             n_bytes = (size_t)N * m->info.n_vocab * sizeof(float);
-            for (int cache = 0; cache < 2; cache++) {
+            for (int cache = 0; cache < N_CACHES; cache++) {
                 expected[cache] = eval_all(m, tokens, N, 1, 1, 1, (hepta_cache_type)cache);
             }
         }
         static const uint32_t chunks[] = {1, 7, 64, N};
-        for (int cache = 0; cache < 2; cache++) {
+        for (int cache = 0; cache < N_CACHES; cache++) {
             for (int threads = 1; threads <= 4; threads++) {
                 for (size_t c = 0; c < 4; c++) {
                     if (!thorough && (size_t)threads != c + 1) {
@@ -196,9 +208,12 @@ static void check_same_bits(const char *path, bool thorough) {
         }
         hepta_model_close(m);
     }
-    CHECK(memcmp(expected[0], expected[1], n_bytes) != 0); /* an F16 cache is rounded */
-    free(expected[0]);
-    free(expected[1]);
+    for (int cache = 1; cache < N_CACHES; cache++) { /* rounded */
+        CHECK(memcmp(expected[cache - 1], expected[cache], n_bytes) != 0);
+    }
+    for (int cache = 0; cache < N_CACHES; cache++) {
+        free(expected[cache]);
+    }
 }
 
 TEST(model_same_bits_f32) {
@@ -301,18 +316,62 @@ TEST(model_packed_like_float) {
     random_tokens(tokens, N, packed->info.n_vocab);
     float *a = eval_all(packed, tokens, N, 0, N, 1, HEPTA_CACHE_F32);
     float *b = eval_all(plain, tokens, N, 0, N, 1, HEPTA_CACHE_F32);
-    double difference = 0.0, size = 0.0;
-    for (size_t i = 0; i < (size_t)N * packed->info.n_vocab; i++) {
-        difference += pow((double)a[i] - (double)b[i], 2);
-        size += pow((double)b[i], 2);
-    }
-    test_note("relative difference %.4f", sqrt(difference / size));
-    CHECK(sqrt(difference / size) < 0.05);
+    double difference = relative_difference(a, b, (size_t)N * packed->info.n_vocab);
+    test_note("relative difference %.4f", difference);
+    CHECK(difference < 0.05);
     free(a);
     free(b);
     free(t);
     hepta_model_close(packed);
     hepta_model_close(plain);
+}
+
+/* ---- Types of cache ---------------------------------------------------- */
+
+/* On the bundled model rounding keys and values changes little. Keys of wrong positions or a
+ * rotation of queries alone would change the logits beyond recognition. */
+TEST(model_cache_types) {
+    enum { N = 200 };
+    static const double bound[N_CACHES] = {0.0, 0.0002, 0.005};
+    int32_t tokens[N];
+    hepta_model *m = open_model("models/hepta-stories-7m-f16.gguf");
+    random_tokens(tokens, N, m->info.n_vocab);
+    float *exact = NULL;
+    for (int cache = 0; cache < N_CACHES; cache++) {
+        float *logits = eval_all(m, tokens, N, 0, N, 1, (hepta_cache_type)cache);
+        exact = cache == 0 ? logits : exact;
+        double difference = relative_difference(logits, exact, (size_t)N * m->info.n_vocab);
+        test_note("cache type %d: relative difference %.6f", cache, difference);
+        CHECK(difference <= bound[cache]);
+        CHECK(cache == 0 || difference > bound[cache] / 100.0);
+        if (cache != 0) {
+            free(logits);
+        }
+    }
+    free(exact);
+    hepta_model_close(m);
+}
+
+/* The bytes of caches: 2 layers, 2 KV heads of 10 items, 3 sequences, 150 positions. */
+TEST(session_cache_memory) {
+    hepta_error err;
+    hepta_model *m = open_model(tiny_file(TENSOR_F32, 0));
+    size_t memory[N_CACHES];
+    for (int cache = 0; cache < N_CACHES; cache++) {
+        hepta_session *s = NULL;
+        hepta_session_options o = {
+            .n_ctx = 150, .n_sequences = 3, .threads = 1, .cache_type = (hepta_cache_type)cache};
+        CHECK_OK(hepta_session_create(m, &o, &s, &err));
+        memory[cache] = hepta_session_memory(s);
+        hepta_session_free(s);
+    }
+    enum { HEADS = 2 * 2 * 3 };
+    CHECK_EQ_INT(memory[0] - memory[1], 2 * HEADS * (6016 - 3008)); /* pieces of 64 bytes */
+    /* Q8: rows of 16 for 160 positions, scales, and the rotation's tables */
+    size_t q8 = 2 * HEADS * (160 * 16 + 160 * 4);
+    size_t difference = memory[2] - memory[1] - (q8 - 2 * HEADS * 3008);
+    CHECK(difference > 0 && difference < 512);
+    hepta_model_close(m);
 }
 
 /* ---- RoPE -------------------------------------------------------------- */
@@ -438,15 +497,30 @@ TEST(session_context_and_truncate) {
     CHECK_MEM_EQ(logits, expected, n_bytes);
     CHECK_EQ_INT(memory_count(), allocations);
 
+    hepta_session_free(s);
+
     /* A cache full of NaN is as good as a fresh one. */
-    hepta_session_truncate(s, 0, 0);
-    memset(s->k_cache, 0xff, (size_t)2 * N * 20 * sizeof(float));
-    memset(s->v_cache, 0xff, (size_t)2 * N * 20 * sizeof(float));
-    CHECK_OK(hepta_session_eval(s, tokens, N, logits, false, &err));
-    CHECK_MEM_EQ(logits, expected + (N - 1) * n_vocab, n_bytes);
+    for (int cache = 0; cache < N_CACHES; cache++) {
+        s = new_session(m, 32, 1, (hepta_cache_type)cache);
+        float *fresh = new_floats(n_vocab);
+        CHECK_OK(hepta_session_eval(s, tokens, 150, fresh, false, &err));
+        hepta_session_truncate(s, 0, 0);
+        for (int c = 0; c < 2 * 2; c++) {
+            const size_t bytes = (size_t)kv_bytes((hepta_cache_type)cache, 10, N);
+            memset(s->caches[c].k, 0xff, bytes);
+            memset(s->caches[c].v, 0xff, bytes);
+            if (cache == HEPTA_CACHE_Q8) {
+                memset(s->caches[c].k_scale, 0xff, N * sizeof(float));
+                memset(s->caches[c].v_scale, 0xff, N * sizeof(float));
+            }
+        }
+        CHECK_OK(hepta_session_eval(s, tokens, 150, logits, false, &err));
+        CHECK_MEM_EQ(logits, fresh, n_bytes);
+        free(fresh);
+        hepta_session_free(s);
+    }
     free(logits);
     free(expected);
-    hepta_session_free(s);
     hepta_model_close(m);
 }
 
@@ -532,7 +606,7 @@ TEST(session_batch_same_bits) {
     const uint32_t types[] = {TENSOR_PACKED, TENSOR_F32};
     for (int type = 0; type < 2; type++) {
         const char *path = tiny_file(types[type], types[type] == TENSOR_PACKED ? 7 : 0);
-        for (int cache = 0; cache < 2; cache++) {
+        for (int cache = 0; cache < N_CACHES; cache++) {
             setenv("HEPTA_KERNELS", "ref", 1);
             hepta_model *m = open_model(path);
             static texts x;
@@ -669,7 +743,8 @@ TEST(model_allocation_failures) {
         memory_fail_after(++k);
         status = hepta_model_open(path, &m, &err);
         if (status == HEPTA_OK) {
-            status = hepta_session_create(m, &(hepta_session_options){.threads = 2}, &s, &err);
+            status = hepta_session_create(
+                m, &(hepta_session_options){.threads = 2, .cache_type = HEPTA_CACHE_Q8}, &s, &err);
         }
         if (status == HEPTA_OK) {
             status = hepta_sampler_create(&(hepta_sampler_options){.temperature = 1.0f}, 50,

@@ -37,6 +37,7 @@ typedef enum option_type {
     OPTION_F32,    /* float, >= 0 */
     OPTION_F64,    /* double, >= 0 */
     OPTION_STRING, /* const char * */
+    OPTION_CACHE,  /* hepta_cache_type, by name */
     OPTION_LIST    /* string_list: may be given several times */
 } option_type;
 

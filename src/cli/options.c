@@ -63,6 +63,9 @@ static bool parse_number(const char *s, double *out) {
     return true;
 }
 
+static const char *const cache_names[] = {
+    [HEPTA_CACHE_F32] = "f32", [HEPTA_CACHE_F16] = "f16", [HEPTA_CACHE_Q8] = "q8"};
+
 static bool store(const option_spec *o, const char *s) {
     uint64_t whole = 0;
     double number = 0;
@@ -104,6 +107,15 @@ static bool store(const option_spec *o, const char *s) {
     case OPTION_STRING:
         *(const char **)o->value = s;
         return true;
+    case OPTION_CACHE:
+        for (int i = 0; i <= HEPTA_CACHE_Q8; i++) {
+            if (strcmp(s, cache_names[i]) == 0) {
+                *(hepta_cache_type *)o->value = (hepta_cache_type)i;
+                return true;
+            }
+        }
+        fprintf(stderr, "hepta: --%s %s: expected f32, f16 or q8\n", o->name, s);
+        return false;
     case OPTION_LIST:
         list = o->value;
         if (list->n == (int)(sizeof list->items / sizeof list->items[0])) {

@@ -27,6 +27,7 @@ typedef struct settings {
     const char *model, *tokenizer, *text, *base, *save;
     uint32_t ctx, stride, limit;
     int threads;
+    hepta_cache_type cache;
     bool json, quiet;
 } settings;
 
@@ -500,11 +501,13 @@ static hepta_status measure(scorer *w, hepta_error *err) {
     if (status == HEPTA_OK) {
         status = allocate(w, err);
     }
-    hepta_session_options session = {.n_ctx = w->o.ctx, .threads = w->o.threads};
+    hepta_session_options session = {
+        .n_ctx = w->o.ctx, .threads = w->o.threads, .cache_type = w->o.cache};
     w->o.threads = w->o.threads > 0 ? w->o.threads : threads_default();
     if (status == HEPTA_OK) {
         status = hepta_session_create(w->model, &session, &w->session, err);
     }
+    session.cache_type = HEPTA_CACHE_F32; /* the base's */
     if (status == HEPTA_OK && w->base != NULL) {
         status = hepta_session_create(w->base, &session, &w->base_session, err);
     }
@@ -556,6 +559,7 @@ int cli_perplexity(int argc, char **argv) {
         {"limit", 0, OPTION_U32, &o->limit, "N", "use the first N tokens only"},
         {"tokenizer", 0, OPTION_STRING, &o->tokenizer, "FILE",
          "tokenizer, where the model comes without one"},
+        {"cache", 0, OPTION_CACHE, &o->cache, "TYPE", "KV cache: f32 (default), f16 or q8"},
         {"threads", 't', OPTION_INT, &o->threads, "N", "threads (default: physical cores)"},
         {"json", 0, OPTION_FLAG, &o->json, NULL, "print the result as JSON"},
         {"quiet", 'q', OPTION_FLAG, &o->quiet, NULL, "no progress"},

@@ -18,9 +18,10 @@
 enum { PROMPT_BATCH = 64 };
 
 typedef struct settings {
-    const char *model, *tokenizer, *prompt, *file, *cache;
+    const char *model, *tokenizer, *prompt, *file;
     uint32_t n_predict, ctx;
     int threads;
+    hepta_cache_type cache;
     hepta_sampler_options sampler;
     string_list stop;
     bool lock, echo, special, stats, digest, json;
@@ -283,12 +284,8 @@ static int run_model(const settings *s, const char *prompt, size_t n_text) {
     hepta_model *model = NULL;
     generation g = {.settings = s, .out = {.stop = &s->stop, .stream = !s->json}};
     int code = EXIT_FAILED;
-    hepta_session_options session = {.n_ctx = s->ctx,
-                                     .n_batch = PROMPT_BATCH,
-                                     .threads = s->threads,
-                                     .cache_type = s->cache != NULL && strcmp(s->cache, "f16") == 0
-                                                       ? HEPTA_CACHE_F16
-                                                       : HEPTA_CACHE_F32};
+    hepta_session_options session = {
+        .n_ctx = s->ctx, .n_batch = PROMPT_BATCH, .threads = s->threads, .cache_type = s->cache};
     if (hepta_model_open(s->model, &model, &err) != HEPTA_OK ||
         (s->lock && hepta_model_lock(model, &err) != HEPTA_OK) ||
         hepta_tokenizer_open(s->model, s->tokenizer, &g.tokenizer, &err) != HEPTA_OK ||
@@ -344,7 +341,7 @@ int cli_run(int argc, char **argv) {
          "drop tokens below P times the likeliest (default 0)"},
         {"seed", 0, OPTION_U64, &s.sampler.seed, "N", "random seed (default 0)"},
         {"ctx", 'c', OPTION_U32, &s.ctx, "N", "context length (default: the training context)"},
-        {"cache", 0, OPTION_STRING, &s.cache, "TYPE", "KV cache: f32 (default) or f16"},
+        {"cache", 0, OPTION_CACHE, &s.cache, "TYPE", "KV cache: f32 (default), f16 or q8"},
         {"stop", 0, OPTION_LIST, &s.stop, "TEXT", "stop before this text (may be repeated)"},
         {"threads", 't', OPTION_INT, &s.threads, "N", "threads (default: physical cores)"},
         {"tokenizer", 0, OPTION_STRING, &s.tokenizer, "FILE",
@@ -373,10 +370,6 @@ int cli_run(int argc, char **argv) {
     int code = options_parse(&spec, argc, argv, &s.model);
     if (code >= 0) {
         return code;
-    }
-    if (s.cache != NULL && strcmp(s.cache, "f32") != 0 && strcmp(s.cache, "f16") != 0) {
-        fprintf(stderr, "hepta: --cache %s: expected f32 or f16\n", s.cache);
-        return EXIT_USAGE;
     }
     if (s.prompt != NULL && s.file != NULL) {
         fprintf(stderr, "hepta: give the prompt with -p or with -f, not both\n");

@@ -198,8 +198,43 @@ static inline void v_narrow(int8_t *p, uint32_t n, u32x16 x) {
     }
 }
 
+static inline f32x16 v_from_int(u32x16 x) {
+    return BOTH(f32x16, _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b));
+}
+static inline u32x16 i_dot4_start(int32_t total) {
+    (void)total;
+    return u_set1(0);
+}
+static inline __m256i four_bytes(const int8_t *four) {
+    int32_t bits;
+    memcpy(&bits, four, sizeof bits);
+    return _mm256_set1_epi32(bits);
+}
+static inline __m256i load_bytes(const int8_t *p) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)p);
+}
+static inline __m256i add_pairs(__m256i sum, __m256i pairs) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+/* No byte is -128, so that pairs of products stay below 2^15. */
+static inline __m256i dot4_half(__m256i sum, __m256i bytes, __m256i four) {
+    return add_pairs(sum,
+                     _mm256_maddubs_epi16(_mm256_abs_epi8(four), _mm256_sign_epi8(bytes, four)));
+}
+static inline u32x16 i_dot4(u32x16 sum, const int8_t *bytes, const int8_t *four) {
+    const __m256i x = four_bytes(four);
+    return BOTH(u32x16, dot4_half(sum.a, load_bytes(bytes), x),
+                dot4_half(sum.b, load_bytes(bytes + 32), x));
+}
+static inline u32x16 i_dot4_small(u32x16 sum, const int8_t *bytes, const int8_t *four) {
+    const __m256i x = four_bytes(four);
+    return BOTH(u32x16, add_pairs(sum.a, _mm256_maddubs_epi16(x, load_bytes(bytes))),
+                add_pairs(sum.b, _mm256_maddubs_epi16(x, load_bytes(bytes + 32))));
+}
+
 #define KERNEL(name) name##_avx2
 #define FLOAT_BLOCK 2
+#define Q8_QUERIES 1
 #include "kernels/float_kernels.h"
 
 /* ---- Decoding ---------------------------------------------------------- */

@@ -144,8 +144,29 @@ static inline void v_narrow(int8_t *p, uint32_t n, u32x16 x) {
     _mm_mask_storeu_epi8(p, first_lanes(n), _mm512_cvtepi32_epi8(x));
 }
 
+static inline f32x16 v_from_int(u32x16 x) {
+    return _mm512_cvtepi32_ps(x);
+}
+/* vpdpbusd wants one unsigned operand: i_dot4 adds 128 to the bytes, which the start takes back. */
+static inline u32x16 i_dot4_start(int32_t total) {
+    return _mm512_set1_epi32(-128 * total);
+}
+static inline __m512i four_bytes(const int8_t *four) {
+    int32_t bits;
+    memcpy(&bits, four, sizeof bits);
+    return _mm512_set1_epi32(bits);
+}
+static inline u32x16 i_dot4(u32x16 sum, const int8_t *bytes, const int8_t *four) {
+    __m512i b = _mm512_xor_si512(_mm512_loadu_si512(bytes), _mm512_set1_epi8(-128));
+    return _mm512_dpbusd_epi32(sum, b, four_bytes(four));
+}
+static inline u32x16 i_dot4_small(u32x16 sum, const int8_t *bytes, const int8_t *four) {
+    return _mm512_dpbusd_epi32(sum, four_bytes(four), _mm512_loadu_si512(bytes));
+}
+
 #define KERNEL(name) name##_avx512
 #define FLOAT_BLOCK 4
+#define Q8_QUERIES 4
 #include "kernels/float_kernels.h"
 
 /* ---- Decoding ---------------------------------------------------------- */

@@ -16,12 +16,48 @@
  *     v_negate(x); v_flip1, v_flip2, v_flip4, v_flip8: the same in lanes that have this bit set
  *     FLOAT_BLOCK     this many rows times as many tokens have their sums in registers
  *     v_narrow(p, n, u): the low bytes of n <= 16 lanes of u to memory
+ *     v_from_int      the lanes of a u32x16 as int32 to binary32, to nearest even
+ *     i_dot4(sum, bytes, four): lane l of sum plus the products of the signed bytes 4l .. 4l + 3 of
+ *                     64 with four signed ones, added up; i_dot4_start(total): where such sums
+ *                     start whose fours add up to `total`; i_dot4_small: for fours of 0..127
+ *     Q8_QUERIES      for this many queries the sums of 64 scores are in registers
  */
 #ifndef KERNELS_FLOAT_KERNELS_H
 #define KERNELS_FLOAT_KERNELS_H
 
 #include <assert.h>
 #include <math.h>
+
+#ifndef Q8_QUERIES /* no integer dot products in this vocabulary: plain loops */
+#define Q8_QUERIES 1
+static inline u32x16 i_dot4_start(int32_t total) {
+    (void)total;
+    return u_set1(0);
+}
+static inline u32x16 i_dot4(u32x16 sum, const int8_t *bytes, const int8_t *four) {
+    int32_t lanes[16];
+    memcpy(lanes, &sum, sizeof lanes);
+    for (int l = 0; l < 16; l++) {
+        for (int b = 0; b < 4; b++) {
+            lanes[l] += bytes[4 * l + b] * four[b];
+        }
+    }
+    memcpy(&sum, lanes, sizeof lanes);
+    return sum;
+}
+static inline u32x16 i_dot4_small(u32x16 sum, const int8_t *bytes, const int8_t *four) {
+    return i_dot4(sum, bytes, four);
+}
+static inline f32x16 v_from_int(u32x16 x) {
+    int32_t lanes[16];
+    float each[16];
+    memcpy(lanes, &x, sizeof lanes);
+    for (int l = 0; l < 16; l++) {
+        each[l] = (float)lanes[l];
+    }
+    return v_load(each);
+}
+#endif
 
 /* ---- Reductions -------------------------------------------------------- */
 
@@ -311,10 +347,8 @@ static inline void attention_values1(const float *p, const uint8_t *v, size_t ro
     }
 }
 
-static inline void attention_block(const float *q, const uint8_t *k, const uint8_t *v,
-                                   size_t row_bytes, bool f16, uint32_t n, uint32_t head_dim,
-                                   float scale, float *max, float *sum, float *out, float *score) {
-    attention_scores(q, k, row_bytes, f16, n, head_dim, scale, score);
+/* p = exp(score - max) in place, and the sum, of a block */
+static inline void attention_softmax(float *score, uint32_t n, float *max, float *sum) {
     float block_max = -INFINITY;
     uint32_t j = 0;
     if (n >= 16) {
@@ -346,6 +380,13 @@ static inline void attention_block(const float *q, const uint8_t *k, const uint8
     }
     *max = block_max;
     *sum = v_sum(lanes);
+}
+
+static inline void attention_block(const float *q, const uint8_t *k, const uint8_t *v,
+                                   size_t row_bytes, bool f16, uint32_t n, uint32_t head_dim,
+                                   float scale, float *max, float *sum, float *out, float *score) {
+    attention_scores(q, k, row_bytes, f16, n, head_dim, scale, score);
+    attention_softmax(score, n, max, sum);
     uint32_t d = 0;
     for (; head_dim - d >= 64; d += 64) {
         attention_values4(score, v, row_bytes, f16, n, d, out);
@@ -355,39 +396,256 @@ static inline void attention_block(const float *q, const uint8_t *k, const uint8
     }
 }
 
-static inline void attention_any(const float *q, const uint8_t *k, const uint8_t *v,
-                                 size_t row_bytes, bool f16, uint32_t n_pos, uint32_t head_dim,
-                                 float scale, float *out, float *scratch) {
-    float *block_out = scratch + KERNELS_ATTENTION_BLOCK;
-    float max, sum;
-    uint32_t n = n_pos < KERNELS_ATTENTION_BLOCK ? n_pos : KERNELS_ATTENTION_BLOCK;
-    attention_block(q, k, v, row_bytes, f16, n, head_dim, scale, &max, &sum, out, scratch);
-    for (uint32_t begin = n; begin < n_pos; begin += n) {
-        n = n_pos - begin < KERNELS_ATTENTION_BLOCK ? n_pos - begin : KERNELS_ATTENTION_BLOCK;
-        float block_max, block_sum;
-        attention_block(q, k + begin * row_bytes, v + begin * row_bytes, row_bytes, f16, n,
-                        head_dim, scale, &block_max, &block_sum, block_out, scratch);
-        float new_max = block_max > max ? block_max : max;
-        float keep = math_exp_f32(max - new_max), join = math_exp_f32(block_max - new_max);
-        max = new_max;
-        sum = sum * keep + block_sum * join;
-        for (uint32_t d = 0; d < head_dim; d++) {
-            out[d] = out[d] * keep + block_out[d] * join;
-        }
-    }
-    float inverse = 1.0f / sum;
+/* Joins a block to those before it. */
+static inline void join_block(float block_max, float block_sum, const float *block_out,
+                              uint32_t head_dim, float *max, float *sum, float *out) {
+    float new_max = block_max > *max ? block_max : *max;
+    float keep = math_exp_f32(*max - new_max), join = math_exp_f32(block_max - new_max);
+    *max = new_max;
+    *sum = *sum * keep + block_sum * join;
     for (uint32_t d = 0; d < head_dim; d++) {
-        out[d] *= inverse;
+        out[d] = out[d] * keep + block_out[d] * join;
     }
 }
 
-static void KERNEL(attention)(const float *q, const void *k, const void *v, size_t stride, bool f16,
-                              uint32_t n_pos, uint32_t head_dim, float scale, float *out,
+static inline void finish_queries(const attention_query *queries, uint32_t n_queries,
+                                  uint32_t head_dim, const float *sum) {
+    for (uint32_t i = 0; i < n_queries; i++) {
+        const float inverse = 1.0f / sum[i];
+        for (uint32_t d = 0; d < head_dim; d++) {
+            queries[i].out[d] *= inverse;
+        }
+    }
+}
+
+/* All queries pass over a block of the cache before the next one, which stays in near caches. */
+static inline void attention_any(const kv_cache *cache, size_t row_bytes, bool f16,
+                                 uint32_t head_dim, const attention_query *queries,
+                                 uint32_t n_queries, float scale, float *scratch) {
+    float *block_out = scratch, *score = scratch + head_dim;
+    float max[KERNELS_MAX_QUERIES], sum[KERNELS_MAX_QUERIES];
+    uint32_t n_pos = 0;
+    for (uint32_t i = 0; i < n_queries; i++) {
+        n_pos = queries[i].n_pos > n_pos ? queries[i].n_pos : n_pos;
+    }
+    for (uint32_t begin = 0; begin < n_pos; begin += KERNELS_ATTENTION_BLOCK) {
+        const uint8_t *k = (const uint8_t *)cache->k + begin * row_bytes;
+        const uint8_t *v = (const uint8_t *)cache->v + begin * row_bytes;
+        for (uint32_t i = 0; i < n_queries; i++) {
+            const attention_query *query = &queries[i];
+            if (begin >= query->n_pos) {
+                continue;
+            }
+            uint32_t n = query->n_pos - begin;
+            n = n < KERNELS_ATTENTION_BLOCK ? n : KERNELS_ATTENTION_BLOCK;
+            if (begin == 0) {
+                attention_block(query->q, k, v, row_bytes, f16, n, head_dim, scale, &max[i],
+                                &sum[i], query->out, score);
+                continue;
+            }
+            float block_max, block_sum;
+            attention_block(query->q, k, v, row_bytes, f16, n, head_dim, scale, &block_max,
+                            &block_sum, block_out, score);
+            join_block(block_max, block_sum, block_out, head_dim, &max[i], &sum[i], query->out);
+        }
+    }
+    finish_queries(queries, n_queries, head_dim, sum);
+}
+
+/* ---- Attention with a Q8 cache ------------------------------------------ */
+
+/* A query in integers. */
+typedef struct q8_query {
+    const int8_t *q; /* (row) */
+    int32_t sum;
+    float scale; /* of q, times that of scores */
+} q8_query;
+
+/* score[i][j] of `n_queries` <= Q8_QUERIES queries and `n_tiles` <= 4 tiles of 16 positions. */
+static inline void q8_scores(const q8_query *queries, int n_queries, const int8_t *k, size_t row,
+                             const float *k_scale, int n_tiles,
+                             float score[][KERNELS_ATTENTION_BLOCK]) {
+    u32x16 sum[Q8_QUERIES][4];
+    for (int i = 0; i < n_queries; i++) {
+        for (int t = 0; t < n_tiles; t++) {
+            sum[i][t] = i_dot4_start(queries[i].sum);
+        }
+    }
+    for (size_t d = 0; d < row; d += 4) {
+        for (int t = 0; t < n_tiles; t++) {
+            for (int i = 0; i < n_queries; i++) {
+                sum[i][t] = i_dot4(sum[i][t], k + (size_t)t * 16 * row + 16 * d, queries[i].q + d);
+            }
+        }
+    }
+    for (int i = 0; i < n_queries; i++) {
+        for (int t = 0; t < n_tiles; t++) {
+            f32x16 x = v_mul(v_from_int(sum[i][t]), v_load(k_scale + 16 * t));
+            v_store(score[i] + 16 * t, v_mul(x, v_set1(queries[i].scale)));
+        }
+    }
+}
+
+/* Scores of a block of n positions; those of the last tile past n are meaningless. */
+static inline void q8_block_scores(const q8_query *queries, int n_queries, const int8_t *k,
+                                   size_t row, const float *k_scale, uint32_t n,
+                                   float score[][KERNELS_ATTENTION_BLOCK]) {
+    if (n > 48) {
+        q8_scores(queries, n_queries, k, row, k_scale, 4, score);
+        return;
+    }
+    for (uint32_t j = 0; j < n; j += 16) {
+        float tile[Q8_QUERIES][KERNELS_ATTENTION_BLOCK];
+        q8_scores(queries, n_queries, k + j * row, row, k_scale + j, 1, tile);
+        for (int i = 0; i < n_queries; i++) {
+            memcpy(score[i] + j, tile[i], 16 * sizeof(float));
+        }
+    }
+}
+
+/* The weights of values in integers, in halves of 7 bits; returns their unit, or 0 or NaN if the
+ * block's values are that. */
+static inline float q8_weights(const float *p, const float *v_scale, uint32_t n, int8_t *high,
+                               int8_t *low) {
+    f32x16 weight[4];
+    u32x16 max = u_set1(0);
+    for (uint32_t j = 0; j < n; j += 16) {
+        const uint32_t count = n - j;
+        f32x16 w = count >= 16 ? v_mul(v_load(p + j), v_load(v_scale + j))
+                               : v_mul(v_load_n(p + j, count), v_load_n(v_scale + j, count));
+        max = u_max(max, u_and(v_bits(w), u_set1(0x7fffffffu)));
+        weight[j / 16] = w;
+    }
+    uint32_t lanes[16], max_bits = 0;
+    memcpy(lanes, &max, sizeof lanes);
+    for (int l = 0; l < 16; l++) {
+        max_bits = lanes[l] > max_bits ? lanes[l] : max_bits;
+    }
+    const float largest = math_from_bits_f32(max_bits);
+    if (!(largest >= KERNELS_TINY && largest <= FLT_MAX)) {
+        return largest < KERNELS_TINY ? 0.0f : math_from_bits_f32(MATH_NAN_BITS);
+    }
+    const f32x16 inverse = v_set1(KERNELS_WEIGHT_MAX / largest), round = v_set1(MATH_ROUND_F32);
+    for (uint32_t j = 0; j < n; j += 16) {
+        u32x16 u = u_sub(v_bits(v_add(v_mul(weight[j / 16], inverse), round)), v_bits(round));
+        v_narrow(high + j, 16, u_shift_right(u, 7));
+        v_narrow(low + j, 16, u_and(u, u_set1(127)));
+    }
+    return largest / KERNELS_WEIGHT_MAX;
+}
+
+/* out[d ..] for n_vectors <= 4 vectors, of which the last may have `rest` < 16 items. */
+static inline void q8_values(const int8_t *high, const int8_t *low, float unit, const int8_t *v,
+                             size_t row, uint32_t n, int n_vectors, uint32_t rest, float *out) {
+    u32x16 sum_high[4], sum_low[4];
+    for (int i = 0; i < n_vectors; i++) {
+        sum_high[i] = sum_low[i] = u_set1(0);
+    }
+    for (uint32_t j = 0; j < n; j += 4) {
+        for (int i = 0; i < n_vectors; i++) {
+            const int8_t *bytes = v + j * row + (size_t)64 * (size_t)i;
+            sum_high[i] = i_dot4_small(sum_high[i], bytes, high + j);
+            sum_low[i] = i_dot4_small(sum_low[i], bytes, low + j);
+        }
+    }
+    for (int i = 0; i < n_vectors; i++) {
+        u32x16 sum = u_add(u_shift_left(sum_high[i], 7), sum_low[i]);
+        f32x16 x = v_mul(v_from_int(sum), v_set1(unit));
+        if (rest == 0 || i + 1 < n_vectors) {
+            v_store(out + 16 * i, x);
+        } else {
+            v_store_n(out + 16 * i, rest, x);
+        }
+    }
+}
+
+static inline void q8_block_values(const float *p, const float *v_scale, const int8_t *v,
+                                   uint32_t n, uint32_t head_dim, float *out) {
+    int8_t high[KERNELS_ATTENTION_BLOCK], low[KERNELS_ATTENTION_BLOCK];
+    const size_t row = KV_ROW(head_dim);
+    const float unit = q8_weights(p, v_scale, n, high, low);
+    if (!(unit > 0.0f)) {
+        for (uint32_t d = 0; d < head_dim; d++) {
+            out[d] = unit;
+        }
+        return;
+    }
+    uint32_t d = 0;
+    for (; head_dim - d >= 64; d += 64) {
+        q8_values(high, low, unit, v + 4 * d, row, n, 4, 0, out + d);
+    }
+    for (; d < head_dim; d += 16) {
+        uint32_t rest = head_dim - d < 16 ? head_dim - d : 0;
+        q8_values(high, low, unit, v + 4 * d, row, n, 1, rest, out + d);
+    }
+}
+
+static void attention_q8(const kv_cache *cache, uint32_t head_dim, const attention_query *queries,
+                         uint32_t n_queries, float scale, float *scratch) {
+    const size_t row = KV_ROW(head_dim);
+    float *block_out = scratch;
+    float(*score)[KERNELS_ATTENTION_BLOCK] =
+        (float(*)[KERNELS_ATTENTION_BLOCK])(void *)(scratch + head_dim);
+    int8_t *q8 = (int8_t *)(scratch + 4 * KERNELS_ATTENTION_BLOCK + 2 * (size_t)head_dim);
+    q8_query integers[KERNELS_MAX_QUERIES];
+    float max[KERNELS_MAX_QUERIES], sum[KERNELS_MAX_QUERIES];
+    uint32_t n_pos = 0;
+    for (uint32_t i = 0; i < n_queries; i++, q8 += row) {
+        n_pos = queries[i].n_pos > n_pos ? queries[i].n_pos : n_pos;
+        memset(q8 + head_dim, 0, row - head_dim);
+        integers[i].q = q8;
+        KERNEL(quantize_activation)
+        (queries[i].q, head_dim, q8, &integers[i].scale, &integers[i].sum);
+        integers[i].scale *= scale;
+    }
+    for (uint32_t begin = 0; begin < n_pos; begin += KERNELS_ATTENTION_BLOCK) {
+        const int8_t *k = (const int8_t *)cache->k + begin * row;
+        const int8_t *v = (const int8_t *)cache->v + begin * row;
+        const uint32_t here =
+            n_pos - begin < KERNELS_ATTENTION_BLOCK ? n_pos - begin : KERNELS_ATTENTION_BLOCK;
+        for (uint32_t i = 0; i < n_queries;) {
+            const uint32_t together = n_queries - i >= Q8_QUERIES ? Q8_QUERIES : 1;
+            if (together == 1) {
+                q8_block_scores(integers + i, 1, k, row, cache->k_scale + begin, here, score);
+            } else {
+                q8_block_scores(integers + i, Q8_QUERIES, k, row, cache->k_scale + begin, here,
+                                score);
+            }
+            for (uint32_t a = 0; a < together; a++, i++) {
+                if (begin >= queries[i].n_pos) {
+                    continue;
+                }
+                const uint32_t left = queries[i].n_pos - begin, n = left < here ? left : here;
+                float block_max, block_sum;
+                float *out = begin == 0 ? queries[i].out : block_out;
+                attention_softmax(score[a], n, &block_max, &block_sum);
+                q8_block_values(score[a], cache->v_scale + begin, v, n, head_dim, out);
+                if (begin == 0) {
+                    max[i] = block_max, sum[i] = block_sum;
+                } else {
+                    join_block(block_max, block_sum, block_out, head_dim, &max[i], &sum[i],
+                               queries[i].out);
+                }
+            }
+        }
+    }
+    finish_queries(queries, n_queries, head_dim, sum);
+}
+
+static void KERNEL(attention)(const kv_cache *cache, uint32_t head_dim,
+                              const attention_query *queries, uint32_t n_queries, float scale,
                               float *scratch) {
-    if (f16) {
-        attention_any(q, k, v, 2 * stride, true, n_pos, head_dim, scale, out, scratch);
-    } else {
-        attention_any(q, k, v, 4 * stride, false, n_pos, head_dim, scale, out, scratch);
+    assert(n_queries <= KERNELS_MAX_QUERIES);
+    const size_t n = head_dim;
+    switch (cache->type) {
+    case HEPTA_CACHE_F32:
+        attention_any(cache, 4 * n, false, head_dim, queries, n_queries, scale, scratch);
+        break;
+    case HEPTA_CACHE_F16:
+        attention_any(cache, 2 * n, true, head_dim, queries, n_queries, scale, scratch);
+        break;
+    default:
+        attention_q8(cache, head_dim, queries, n_queries, scale, scratch);
     }
 }
 

@@ -16,11 +16,18 @@
 enum {
     KERNELS_LANES = 16,           /* virtual lanes of a float reduction */
     KERNELS_ATTENTION_BLOCK = 64, /* positions whose softmax is formed together */
-    KERNELS_MAX_COLS = 132096     /* 128 * 127 * n_cols < 2^31, n_cols a multiple of 16 */
+    KERNELS_MAX_QUERIES = 16,     /* of a call of attention */
+    KERNELS_WEIGHT_MAX =
+        16383, /* largest integer weight of a value in a Q8 cache: two 7-bit halves */
+    KERNELS_MAX_COLS = 132096 /* 128 * 127 * n_cols < 2^31, n_cols a multiple of 16 */
 };
 /* for matmul_packed and unpack_row */
 #define KERNELS_SCRATCH_BYTES(n_cols) ((size_t)8 * (n_cols))
 #define KERNELS_TINY 0x1p-100f /* a token whose largest activation is below counts as zero */
+/* for attention */
+#define KERNELS_ATTENTION_SCRATCH_BYTES(head_dim)                                                  \
+    ((size_t)4 * (4 * KERNELS_ATTENTION_BLOCK + 2 * (size_t)(head_dim)) +                          \
+     KERNELS_MAX_QUERIES * KV_ROW(head_dim))
 
 /*
  * H = (Hartley_m (x) Hadamard_2^p) D with n = m * 2^p, m odd, D signs from a seed: orthonormal.
@@ -51,6 +58,38 @@ typedef struct activation {
     float scale;
     int32_t sum; /* of q */
 } activation;
+
+/*
+ * The cached keys and values of one KV head of one sequence. F32 and F16: rows of head_dim items,
+ * one per position. Q8: int8 with a float scale per row, rows filled up with zeros to KV_ROW items
+ * and laid out for dot products of four bytes: of keys, item d of position t is at
+ * kv_key_index(t, d, KV_ROW), of values at kv_value_index; positions go up to a multiple of
+ * KV_TILE, those past the end may hold anything.
+ */
+typedef struct kv_cache {
+    hepta_cache_type type;
+    void *k, *v;
+    float *k_scale, *v_scale; /* Q8: one per position */
+} kv_cache;
+enum { KV_TILE = 16 };
+#define KV_ROW(head_dim) (((size_t)(head_dim) + 15) / 16 * 16)
+
+static inline size_t kv_key_index(size_t position, size_t d, size_t row) {
+    return position / 16 * 16 * row + d / 4 * 64 + position % 16 * 4 + d % 4;
+}
+static inline size_t kv_value_index(size_t position, size_t d, size_t row) {
+    return position / 4 * 4 * row + d * 4 + position % 4;
+}
+
+/* Bytes of k, and of v, for n positions. */
+uint64_t kv_bytes(hepta_cache_type type, uint32_t head_dim, uint64_t n);
+
+/* One head of one token. */
+typedef struct attention_query {
+    const float *q; /* (head_dim) */
+    float *out;     /* (head_dim), does not overlap q */
+    uint32_t n_pos; /* it attends to positions 0 .. n_pos - 1; n_pos >= 1 */
+} attention_query;
 
 typedef struct kernels {
     const char *name;
@@ -91,11 +130,10 @@ typedef struct kernels {
     /* gate[i] = silu(gate[i]) * up[i] */
     void (*swiglu)(float *gate, const float *up, uint32_t n);
     void (*add)(float *x, const float *y, uint32_t n); /* x += y */
-    /* One head of one token over n_pos >= 1 cached positions: see docs/NUMERICS.md, attention.
-     * k, v: cache rows of this KV head, (n_pos) rows `stride` elements apart, F32 or F16.
-     * scratch: KERNELS_ATTENTION_BLOCK + 2 * head_dim floats. */
-    void (*attention)(const float *q, const void *k, const void *v, size_t stride, bool f16,
-                      uint32_t n_pos, uint32_t head_dim, float scale, float *out, float *scratch);
+    /* Up to KERNELS_MAX_QUERIES queries of one KV head: see docs/NUMERICS.md, attention.
+     * scratch: KERNELS_ATTENTION_SCRATCH_BYTES(head_dim). */
+    void (*attention)(const kv_cache *cache, uint32_t head_dim, const attention_query *queries,
+                      uint32_t n_queries, float scale, float *scratch);
 
     /* Orthonormal rotation of x (n) in place, padded with zeros to n_padded; and its inverse,
      * which reads and writes n. scratch: n floats. */
@@ -111,6 +149,10 @@ extern const kernels kernels_ref;
 #if defined(__x86_64__)
 extern const kernels kernels_avx2, kernels_avx512;
 #endif
+
+/* Stores the key and the value of a position. scratch: KV_ROW(head_dim) bytes. */
+void kv_store(const kernels *k, const kv_cache *cache, uint32_t head_dim, size_t position,
+              const float *key, const float *value, int8_t *scratch);
 
 /* Table i of this build, from plain to best, and whether this CPU runs it; NULL past the last. */
 const kernels *kernels_get(size_t i, bool *supported);

@@ -294,68 +294,148 @@ static void add_ref(float *x, const float *y, uint32_t n) {
     }
 }
 
-/* Scores, their maximum, exponentials and weighted sum of one block of positions. */
-static void attention_block(const float *q, const void *k, const void *v, size_t stride, bool f16,
-                            uint32_t n, uint32_t head_dim, float scale, float *max, float *sum,
-                            float *out, float *scratch) {
-    float *score = scratch, *row = scratch + KERNELS_ATTENTION_BLOCK;
-    float block_max = -INFINITY;
-    for (uint32_t j = 0; j < n; j++) {
-        const float *k_row = (const float *)k + j * stride;
-        if (f16) {
-            row_to_f32_ref(TENSOR_F16, (const uint8_t *)k + 2 * j * stride, head_dim, row);
-            k_row = row;
-        }
-        score[j] = dot_f32(q, k_row, head_dim) * scale;
-        block_max = score[j] > block_max ? score[j] : block_max;
+/* A query, and what has been joined of it so far: `out` holds the sum of values. */
+typedef struct attention_state {
+    const attention_query *query;
+    const int8_t *q8; /* Q8: the query quantized ... */
+    float q_scale;    /* ... and its scale, times that of the scores */
+    float max, sum;
+} attention_state;
+
+/* A row of an F32 or F16 cache. */
+static const float *cache_row(hepta_cache_type type, const void *rows, size_t position,
+                              uint32_t head_dim, float *scratch) {
+    if (type == HEPTA_CACHE_F32) {
+        return (const float *)rows + position * head_dim;
     }
-    float lane[KERNELS_LANES] = {0};
-    for (uint32_t j = 0; j < n; j++) {
-        score[j] = math_exp_f32(score[j] - block_max);
-        lane[j % KERNELS_LANES] += score[j];
+    const uint8_t *row = (const uint8_t *)rows + 2 * position * head_dim;
+    row_to_f32_ref(TENSOR_F16, row, head_dim, scratch);
+    return scratch;
+}
+
+static float score_f32(const attention_state *state, const kv_cache *cache, size_t position,
+                       uint32_t head_dim, float scale, float *scratch) {
+    const float *key = cache_row(cache->type, cache->k, position, head_dim, scratch);
+    return dot_f32(state->query->q, key, head_dim) * scale;
+}
+
+static float score_q8(const attention_state *state, const kv_cache *cache, size_t position,
+                      uint32_t head_dim) {
+    const size_t row = KV_ROW(head_dim);
+    int32_t sum = 0;
+    for (size_t d = 0; d < row; d++) {
+        sum += ((const int8_t *)cache->k)[kv_key_index(position, d, row)] * state->q8[d];
     }
+    return ((float)sum * cache->k_scale[position]) * state->q_scale;
+}
+
+/* out_d = sum_j p_j v_jd for positions begin .. begin + n - 1 */
+static void values_f32(const float *p, const kv_cache *cache, size_t begin, uint32_t n,
+                       uint32_t head_dim, float *out, float *scratch) {
     for (uint32_t d = 0; d < head_dim; d++) {
         out[d] = 0.0f;
     }
     for (uint32_t j = 0; j < n; j++) {
-        const float *v_row = (const float *)v + j * stride;
-        if (f16) {
-            row_to_f32_ref(TENSOR_F16, (const uint8_t *)v + 2 * j * stride, head_dim, row);
-            v_row = row;
-        }
+        const float *value = cache_row(cache->type, cache->v, begin + j, head_dim, scratch);
         for (uint32_t d = 0; d < head_dim; d++) {
-            out[d] += score[j] * v_row[d];
+            out[d] += p[j] * value[d];
         }
     }
-    *max = block_max;
-    *sum = lanes_sum(lane);
 }
 
-static void attention_ref(const float *q, const void *k, const void *v, size_t stride, bool f16,
-                          uint32_t n_pos, uint32_t head_dim, float scale, float *out,
-                          float *scratch) {
-    size_t item = f16 ? 2 : 4;
-    float *block_out = scratch + KERNELS_ATTENTION_BLOCK + head_dim;
-    float max, sum;
+/* The same with weights p_j * v_scale_j rounded to integers of which the largest is
+ * KERNELS_WEIGHT_MAX; exact sums. Overwrites p. */
+static void values_q8(float *p, const kv_cache *cache, size_t begin, uint32_t n, uint32_t head_dim,
+                      float *out) {
+    uint32_t max_bits = 0; /* of numbers >= 0 the order is that of their bits; NaN is above */
+    for (uint32_t j = 0; j < n; j++) {
+        p[j] *= cache->v_scale[begin + j];
+        uint32_t bits = math_bits_f32(p[j]) & 0x7fffffffu;
+        max_bits = bits > max_bits ? bits : max_bits;
+    }
+    const float max = math_from_bits_f32(max_bits);
+    if (!(max >= KERNELS_TINY && max <= FLT_MAX)) {
+        for (uint32_t d = 0; d < head_dim; d++) {
+            out[d] = max < KERNELS_TINY ? 0.0f : math_from_bits_f32(MATH_NAN_BITS);
+        }
+        return;
+    }
+    const float inverse = KERNELS_WEIGHT_MAX / max, unit = max / KERNELS_WEIGHT_MAX;
+    const size_t row = KV_ROW(head_dim);
+    for (uint32_t d = 0; d < head_dim; d++) {
+        int32_t sum = 0; /* below 64 * 16383 * 127 < 2^27 */
+        for (uint32_t j = 0; j < n; j++) {
+            int32_t weight = (int32_t)math_round_f32(p[j] * inverse);
+            sum += weight * ((const int8_t *)cache->v)[kv_value_index(begin + j, d, row)];
+        }
+        out[d] = (float)sum * unit;
+    }
+}
+
+/* Scores, their maximum, exponentials, their sum and the weighted values of a block. */
+static void attention_block(const attention_state *state, const kv_cache *cache, uint32_t begin,
+                            uint32_t n, uint32_t head_dim, float scale, float *max, float *sum,
+                            float *out, float *scratch) {
+    float *score = scratch, *row = scratch + KERNELS_ATTENTION_BLOCK;
+    const bool q8 = cache->type == HEPTA_CACHE_Q8;
+    *max = -INFINITY;
+    for (uint32_t j = 0; j < n; j++) {
+        score[j] = q8 ? score_q8(state, cache, begin + j, head_dim)
+                      : score_f32(state, cache, begin + j, head_dim, scale, row);
+        *max = score[j] > *max ? score[j] : *max;
+    }
+    float lane[KERNELS_LANES] = {0};
+    for (uint32_t j = 0; j < n; j++) {
+        score[j] = math_exp_f32(score[j] - *max);
+        lane[j % KERNELS_LANES] += score[j];
+    }
+    *sum = lanes_sum(lane);
+    if (q8) {
+        values_q8(score, cache, begin, n, head_dim, out);
+    } else {
+        values_f32(score, cache, begin, n, head_dim, out, row);
+    }
+}
+
+static void attend_ref(attention_state *state, const kv_cache *cache, uint32_t head_dim,
+                       float scale, float *scratch) {
+    const uint32_t n_pos = state->query->n_pos;
+    float *out = state->query->out, *block_out = scratch;
+    scratch += head_dim;
     uint32_t n = n_pos < KERNELS_ATTENTION_BLOCK ? n_pos : KERNELS_ATTENTION_BLOCK;
-    attention_block(q, k, v, stride, f16, n, head_dim, scale, &max, &sum, out, scratch);
+    attention_block(state, cache, 0, n, head_dim, scale, &state->max, &state->sum, out, scratch);
     for (uint32_t begin = n; begin < n_pos; begin += n) {
         n = n_pos - begin < KERNELS_ATTENTION_BLOCK ? n_pos - begin : KERNELS_ATTENTION_BLOCK;
         float block_max, block_sum;
-        attention_block(q, (const uint8_t *)k + begin * stride * item,
-                        (const uint8_t *)v + begin * stride * item, stride, f16, n, head_dim, scale,
-                        &block_max, &block_sum, block_out, scratch);
-        float new_max = block_max > max ? block_max : max;
-        float keep = math_exp_f32(max - new_max), join = math_exp_f32(block_max - new_max);
-        max = new_max;
-        sum = sum * keep + block_sum * join;
+        attention_block(state, cache, begin, n, head_dim, scale, &block_max, &block_sum, block_out,
+                        scratch);
+        float new_max = block_max > state->max ? block_max : state->max;
+        float keep = math_exp_f32(state->max - new_max), join = math_exp_f32(block_max - new_max);
+        state->max = new_max;
+        state->sum = state->sum * keep + block_sum * join;
         for (uint32_t d = 0; d < head_dim; d++) {
             out[d] = out[d] * keep + block_out[d] * join;
         }
     }
-    float inverse = 1.0f / sum;
+    float inverse = 1.0f / state->sum;
     for (uint32_t d = 0; d < head_dim; d++) {
         out[d] *= inverse;
+    }
+}
+
+static void attention_ref(const kv_cache *cache, uint32_t head_dim, const attention_query *queries,
+                          uint32_t n_queries, float scale, float *scratch) {
+    int8_t *q8 = (int8_t *)(scratch + 4 * KERNELS_ATTENTION_BLOCK + 2 * (size_t)head_dim);
+    assert(n_queries <= KERNELS_MAX_QUERIES);
+    for (uint32_t i = 0; i < n_queries; i++) {
+        attention_state state = {.query = &queries[i], .q8 = q8};
+        if (cache->type == HEPTA_CACHE_Q8) {
+            int32_t sum;
+            memset(q8, 0, KV_ROW(head_dim));
+            quantize_activation_ref(queries[i].q, head_dim, q8, &state.q_scale, &sum);
+            state.q_scale *= scale;
+        }
+        attend_ref(&state, cache, head_dim, scale, scratch);
     }
 }
 

@@ -39,6 +39,7 @@ typedef struct forward {
     bool add;             /* norm_token */
     const float *gain;    /* norm_token */
     product products[3];  /* product_rows */
+    uint32_t n_parts;     /* attend_tile */
     uint32_t n_products;
     float *logits;
 } forward;
@@ -56,7 +57,7 @@ uint32_t llama_width(const hepta_model *model) {
 size_t llama_scratch_bytes(const hepta_model *model) {
     uint32_t width = llama_width(model);
     size_t vectors = (size_t)width * 2 * sizeof(float) + KERNELS_SCRATCH_BYTES(width);
-    size_t head = (KERNELS_ATTENTION_BLOCK + (size_t)2 * model->info.head_dim) * sizeof(float);
+    size_t head = KERNELS_ATTENTION_SCRATCH_BYTES(model->info.head_dim);
     return (size_t)round_up(vectors > head ? vectors : head, 64);
 }
 
@@ -220,63 +221,97 @@ static void norm_input(forward *f, bool add, const float *gain, const rotation *
 
 /* ---- Attention --------------------------------------------------------- */
 
-/* Items of the cache before position 0 of the layer's KV head in token t's sequence. */
-static size_t cache_offset(const forward *f, size_t t, uint32_t head) {
+/* The cache of the layer's KV head in token t's sequence. */
+static const kv_cache *cache_of(const forward *f, size_t t, uint32_t head) {
     const hepta_session *s = f->s;
-    const hepta_model_info *i = &f->m->info;
     const size_t plane = (size_t)f->layer * s->n_sequences + s->chunk[t].sequence;
-    return (plane * i->n_head_kv + head) * s->n_ctx * i->head_dim;
+    return &s->caches[plane * f->m->info.n_head_kv + head];
 }
 
-static void cache_store(const forward *f, void *cache, size_t offset, const float *x) {
-    const uint32_t n = f->m->info.head_dim;
-    if (f->s->cache_type == HEPTA_CACHE_F32) {
-        memcpy((float *)cache + offset, x, n * sizeof *x);
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        ((uint16_t *)cache)[offset + i] = half_from_float(x[i]);
+/* RoPE on a query or a key; for a Q8 cache, the rotation that spreads its outliers. */
+static void turn_head(const forward *f, size_t t, float *x, int thread) {
+    const hepta_model *m = f->m;
+    const hepta_session *s = f->s;
+    const uint32_t half = m->n_rot / 2;
+    f->k->rope(x, m->n_rot, m->rope_interleaved, s->rope_cos + t * half, s->rope_sin + t * half);
+    const rotation *r = s->head_rotation;
+    if (r != NULL) {
+        float *padded = thread_scratch(f, thread);
+        memcpy(padded, x, r->n * sizeof *x);
+        f->k->rotate(r, padded, padded + r->n_padded);
+        memcpy(x, padded, r->n * sizeof *x);
     }
 }
 
 /* RoPE turns the token's q (from f->first on) and k; k and v go to the cache. */
 static void rope_token(void *context, size_t t, int thread) {
     const forward *f = context;
-    const hepta_model *m = f->m;
-    const hepta_model_info *i = &m->info;
+    const hepta_model_info *i = &f->m->info;
     hepta_session *s = f->s;
-    const uint32_t dim = i->head_dim, half = m->n_rot / 2;
-    const float *cosine = s->rope_cos + t * half, *sine = s->rope_sin + t * half;
+    const uint32_t dim = i->head_dim;
     float *q = s->q + t * i->n_head * dim;
     for (uint32_t head = 0; t >= f->first && head < i->n_head; head++) {
-        f->k->rope(q + (size_t)head * dim, m->n_rot, m->rope_interleaved, cosine, sine);
+        turn_head(f, t, q + (size_t)head * dim, thread);
     }
     for (uint32_t head = 0; head < i->n_head_kv; head++) {
         float *k = s->k + (t * i->n_head_kv + head) * dim;
         float *v = s->v + (t * i->n_head_kv + head) * dim;
-        size_t offset = cache_offset(f, t, head) + (size_t)s->chunk[t].position * dim;
-        f->k->rope(k, m->n_rot, m->rope_interleaved, cosine, sine);
-        cache_store(f, s->k_cache, offset, k);
-        cache_store(f, s->v_cache, offset, v);
+        turn_head(f, t, k, thread);
+        kv_store(f->k, cache_of(f, t, head), dim, s->chunk[t].position, k, v,
+                 thread_scratch(f, thread));
     }
-    (void)thread;
 }
 
-/* One head of one token attends to the token's own and all earlier positions. */
-static void attend_head(void *context, size_t item, int thread) {
+/*
+ * The heads of a group read the same keys and values, as do neighbouring tokens of a sequence: an
+ * item is the queries of up to KERNELS_MAX_QUERIES such heads and tokens. A group is cut into
+ * parts where there would be too few items for the threads.
+ */
+static void attend_tile(void *context, size_t item, int thread) {
     const forward *f = context;
     const hepta_session *s = f->s;
     const hepta_model_info *i = &f->m->info;
     const uint32_t dim = i->head_dim, group = i->n_head / i->n_head_kv;
-    item += (size_t)f->first * i->n_head;
-    const size_t t = item / i->n_head;
-    const uint32_t head = (uint32_t)(item % i->n_head);
-    const bool f16 = s->cache_type == HEPTA_CACHE_F16;
-    const size_t offset =
-        cache_offset(f, t, head / group) * (f16 ? sizeof(uint16_t) : sizeof(float));
-    f->k->attention(s->q + item * dim, (const uint8_t *)s->k_cache + offset,
-                    (const uint8_t *)s->v_cache + offset, dim, f16, s->chunk[t].position + 1, dim,
-                    1.0f / sqrtf((float)dim), s->attention + item * dim, thread_scratch(f, thread));
+    const uint32_t part = (uint32_t)(item % f->n_parts);
+    const uint32_t head_kv = (uint32_t)(item / f->n_parts % i->n_head_kv);
+    const uint32_t *tile = s->tiles + item / f->n_parts / i->n_head_kv;
+    const uint32_t head_begin = head_kv * group + part * group / f->n_parts;
+    const uint32_t head_end = head_kv * group + (part + 1) * group / f->n_parts;
+    attention_query queries[KERNELS_MAX_QUERIES];
+    uint32_t n = 0;
+    for (uint32_t t = tile[0]; t < tile[1]; t++) {
+        for (uint32_t head = head_begin; head < head_end; head++) {
+            const size_t offset = ((size_t)t * i->n_head + head) * dim;
+            queries[n++] =
+                (attention_query){s->q + offset, s->attention + offset, s->chunk[t].position + 1};
+        }
+    }
+    f->k->attention(cache_of(f, tile[0], head_kv), dim, queries, n, 1.0f / sqrtf((float)dim),
+                    thread_scratch(f, thread));
+}
+
+/* s->attention for tokens from f->first on. */
+static void attend(forward *f) {
+    hepta_session *s = f->s;
+    const hepta_model_info *i = &f->m->info;
+    const uint32_t group = i->n_head / i->n_head_kv, threads = (uint32_t)team_size(s->team);
+    f->n_parts = (group + KERNELS_MAX_QUERIES - 1) / KERNELS_MAX_QUERIES;
+    const uint32_t most = group < KERNELS_MAX_QUERIES ? KERNELS_MAX_QUERIES / group : 1;
+    double positions = 0.0;
+    size_t n_tiles = 0;
+    for (uint32_t t = f->first; t < f->n; t++) {
+        if (t == f->first || t - s->tiles[n_tiles - 1] == most ||
+            s->chunk[t].sequence != s->chunk[t - 1].sequence) {
+            s->tiles[n_tiles++] = t;
+        }
+        positions += s->chunk[t].position + 1.0;
+    }
+    s->tiles[n_tiles] = f->n;
+    while (f->n_parts < group && n_tiles * i->n_head_kv * f->n_parts < 2 * (size_t)threads) {
+        f->n_parts = 2 * f->n_parts < group ? 2 * f->n_parts : group;
+    }
+    each(f, n_tiles * i->n_head_kv * f->n_parts, 4.0 * i->n_head * i->head_dim * positions,
+         attend_tile);
 }
 
 static void pack_attention(void *context, size_t item, int thread) {
@@ -334,11 +369,7 @@ static void layer_forward(forward *f) {
     if (f->first == f->n) {
         return;
     }
-    double positions = 0.0;
-    for (uint32_t t = f->first; t < f->n; t++) {
-        positions += s->chunk[t].position + 1.0;
-    }
-    each(f, (size_t)(f->n - f->first) * i->n_head, 4.0 * heads * positions, attend_head);
+    attend(f);
     if (l->wo.rotation != NULL) {
         f->pack = l->wo.rotation;
         each_token(f, heads, pack_attention);

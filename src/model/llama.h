@@ -73,7 +73,10 @@ struct hepta_session {
 
     uint32_t *positions;        /* (n_sequences) tokens in the cache */
     llama_token *chunk;         /* (T) */
-    void *k_cache, *v_cache;    /* (n_layer, n_sequences, n_head_kv, n_ctx, head_dim), F32 or F16 */
+    uint32_t *tiles;            /* (T + 1) first tokens of the runs that share reads of the cache */
+    kv_cache *caches;           /* (n_layer, n_sequences, n_head_kv) */
+    void *k_cache, *v_cache;    /* what they hold */
+    float *cache_scales;        /* Q8: their scales */
     float *x;                   /* (T, n_embd) residual stream */
     float *h;                   /* (T, n_embd) normalised input, or a sublayer's output */
     float *q;                   /* (T, heads) */
@@ -83,6 +86,7 @@ struct hepta_session {
     float *rope_cos, *rope_sin; /* (T, n_rot / 2) */
     int8_t *quantized;          /* (T, width) rotated inputs of packed matrices; NULL: none */
     activation *activations;    /* (T) */
+    rotation *head_rotation;    /* Q8: of queries and keys; NULL: none */
     uint8_t *scratch;           /* (threads, scratch_bytes) */
     size_t scratch_bytes;       /* per thread */
     uint32_t width;             /* of the widest input, padded to 16 */

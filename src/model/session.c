@@ -9,7 +9,7 @@
 
 #include <inttypes.h>
 
-enum { DEFAULT_BATCH = 64, PIECE_ALIGNMENT = 64 };
+enum { DEFAULT_BATCH = 64, PIECE_ALIGNMENT = 64, HEAD_ROTATION_SEED = 0 };
 
 /* One piece of the block: where its pointer goes and how large it is. */
 typedef struct piece {
@@ -47,17 +47,22 @@ static bool allocate_buffers(hepta_session *s) {
     const hepta_model_info *i = &m->info;
     const uint64_t T = s->n_batch, heads = (uint64_t)i->n_head * i->head_dim;
     const uint64_t heads_kv = (uint64_t)i->n_head_kv * i->head_dim;
-    const uint64_t item = s->cache_type == HEPTA_CACHE_F16 ? sizeof(uint16_t) : sizeof(float);
-    /* n_layer < 2^32; n_ctx, n_sequences, T < 2^31; heads_kv < 2^18: products stay below 2^64 */
-    const uint64_t cache_rows = (uint64_t)s->n_sequences * s->n_ctx;
-    const uint64_t row_bytes = heads_kv * item * i->n_layer;
-    void *positions, *chunk, *k_cache, *v_cache, *x, *h, *q, *k, *v, *attention, *gate, *up,
-        *cosine, *sine, *quantized, *activations, *scratch;
+    /* n_ctx, n_sequences, T < 2^31; head_dim, n_head_kv, n_layer < 2^18: products stay below 2^64
+     */
+    const uint64_t n_caches = (uint64_t)i->n_layer * i->n_head_kv * s->n_sequences;
+    const uint64_t cache_bytes =
+        round_up(kv_bytes(s->cache_type, i->head_dim, s->n_ctx), PIECE_ALIGNMENT);
+    const uint64_t n_scales = s->cache_type == HEPTA_CACHE_Q8 ? round_up(s->n_ctx, KV_TILE) : 0;
+    void *positions, *chunk, *tiles, *caches, *k_cache, *v_cache, *cache_scales, *x, *h, *q, *k, *v,
+        *attention, *gate, *up, *cosine, *sine, *quantized, *activations, *scratch;
     const piece pieces[] = {
         {&positions, s->n_sequences, sizeof(uint32_t)},
         {&chunk, T, sizeof(llama_token)},
-        {&k_cache, cache_rows, row_bytes},
-        {&v_cache, cache_rows, row_bytes},
+        {&tiles, T + 1, sizeof(uint32_t)},
+        {&caches, n_caches, sizeof(kv_cache)},
+        {&k_cache, n_caches, cache_bytes},
+        {&v_cache, n_caches, cache_bytes},
+        {&cache_scales, 2 * n_caches, n_scales * sizeof(float)},
         {&x, T * i->n_embd, sizeof(float)},
         {&h, T * i->n_embd, sizeof(float)},
         {&q, T * heads, sizeof(float)},
@@ -77,7 +82,16 @@ static bool allocate_buffers(hepta_session *s) {
     }
     s->positions = positions;
     s->chunk = chunk;
-    s->k_cache = k_cache, s->v_cache = v_cache;
+    s->tiles = tiles;
+    s->caches = caches;
+    s->k_cache = k_cache, s->v_cache = v_cache, s->cache_scales = cache_scales;
+    for (uint64_t c = 0; c < n_caches; c++) {
+        s->caches[c] = (kv_cache){.type = s->cache_type,
+                                  .k = (uint8_t *)k_cache + c * cache_bytes,
+                                  .v = (uint8_t *)v_cache + c * cache_bytes,
+                                  .k_scale = s->cache_scales + 2 * c * n_scales,
+                                  .v_scale = s->cache_scales + (2 * c + 1) * n_scales};
+    }
     s->x = x, s->h = h;
     s->q = q, s->k = k, s->v = v;
     s->attention = attention;
@@ -100,8 +114,9 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
         return error_set(err, HEPTA_ERROR_ARGUMENT, "threads is %d, expected 0 to %d",
                          options->threads, TEAM_MAX_THREADS);
     }
-    if (options->cache_type != HEPTA_CACHE_F32 && options->cache_type != HEPTA_CACHE_F16) {
-        return error_set(err, HEPTA_ERROR_ARGUMENT, "cache_type is %d, expected 0 (F32) or 1 (F16)",
+    if ((unsigned)options->cache_type > HEPTA_CACHE_Q8) {
+        return error_set(err, HEPTA_ERROR_ARGUMENT,
+                         "cache_type is %d, expected 0 (F32), 1 (F16) or 2 (Q8)",
                          (int)options->cache_type);
     }
     if (options->n_ctx > INT32_MAX || options->n_batch > INT32_MAX ||
@@ -125,6 +140,9 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
     s->scratch_bytes = llama_scratch_bytes(model);
     int threads = options->threads != 0 ? options->threads : threads_default();
     hepta_status status = team_create(threads, &s->team, err);
+    if (status == HEPTA_OK && s->cache_type == HEPTA_CACHE_Q8) {
+        status = rotation_create(model->info.head_dim, HEAD_ROTATION_SEED, &s->head_rotation, err);
+    }
     if (status == HEPTA_OK && !allocate_buffers(s)) {
         status = error_set(err, HEPTA_ERROR_MEMORY,
                            "no memory for a session of %u sequences with a context of %u tokens",
@@ -141,6 +159,7 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
 void hepta_session_free(hepta_session *session) {
     if (session != NULL) {
         team_free(session->team);
+        rotation_free(session->head_rotation);
         memory_free(session->memory);
         memory_free(session);
     }
@@ -266,5 +285,7 @@ uint32_t hepta_session_context(const hepta_session *session) {
 }
 
 size_t hepta_session_memory(const hepta_session *session) {
-    return sizeof *session + session->memory_bytes;
+    const rotation *r = session->head_rotation;
+    size_t tables = r == NULL ? 0 : sizeof *r + ((r->m > 1 ? (size_t)r->m * r->m : 0) + r->n) * 4;
+    return sizeof *session + session->memory_bytes + tables;
 }
