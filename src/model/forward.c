@@ -336,6 +336,12 @@ static void activate_token(void *context, size_t item, int thread) {
 
 /* ---- The whole --------------------------------------------------------- */
 
+static void observe(const forward *f, llama_input input, const float *x) {
+    if (f->s->observer != NULL) {
+        f->s->observer(f->s->observer_context, f->layer, input, x, f->n);
+    }
+}
+
 /* Keys and values of all tokens to the cache; s->q for tokens from f->first on. */
 static void project(forward *f) {
     hepta_session *s = f->s;
@@ -344,6 +350,7 @@ static void project(forward *f) {
     const uint32_t first = f->first;
     f->first = 0;
     norm_input(f, f->layer > 0, l->attn_norm, rotation_of(&l->wq, &l->wk, &l->wv));
+    observe(f, LLAMA_ATTN_IN, s->h);
     prepare(f, &l->wk, s->h, s->k, 0);
     prepare(f, &l->wv, s->h, s->v, 0);
     if (first < f->n) {
@@ -374,15 +381,18 @@ static void layer_forward(forward *f) {
         f->pack = l->wo.rotation;
         each_token(f, heads, pack_attention);
     }
+    observe(f, LLAMA_ATTN_OUT, s->attention);
     prepare_rows(f, &l->wo, s->attention, s->h);
     multiply(f);
 
     norm_input(f, true, l->ffn_norm, rotation_of(&l->gate, &l->up, &l->up));
+    observe(f, LLAMA_FFN_IN, s->h);
     prepare_rows(f, &l->gate, s->h, s->gate);
     prepare_rows(f, &l->up, s->h, s->up);
     multiply(f);
     f->pack = l->down.rotation;
     each_token(f, i->n_ff, activate_token);
+    observe(f, LLAMA_FFN_OUT, s->gate);
     prepare_rows(f, &l->down, s->gate, s->h);
     multiply(f);
 }
@@ -406,7 +416,11 @@ static void head_forward(forward *f) {
     each_token(f, f->m->info.n_vocab / 50, canonical_logits);
 }
 
-void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits) {
+/*
+ * The chunk's tokens through all layers, logits of the last n_logits; every token's through the
+ * last layer if `all`, or else only those whose logits are wanted.
+ */
+static void pass(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits, bool all) {
     forward f = {.s = s, .m = s->model, .k = s->model->kernels, .n = n, .logits = logits};
     const uint32_t n_layer = f.m->info.n_layer;
     /* The caller may have changed the rounding mode or set flush-to-zero (libraries built with
@@ -417,11 +431,25 @@ void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logit
     fesetenv(FE_DFL_ENV);
     each_token(&f, f.m->info.n_embd, embed_token);
     for (f.layer = 0; f.layer < n_layer; f.layer++) {
-        f.first = f.layer + 1 < n_layer ? 0 : n - n_logits;
+        f.first = all || f.layer + 1 < n_layer ? 0 : n - n_logits;
         layer_forward(&f);
     }
     if (n_logits > 0) {
         head_forward(&f);
+    } else if (all) {
+        norm_input(&f, true, f.m->output_norm, NULL);
+        observe(&f, LLAMA_HEAD_IN, s->h);
     }
     fesetenv(&environment);
+}
+
+void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits) {
+    pass(s, n, n_logits, logits, false);
+}
+
+void llama_observe(hepta_session *s, uint32_t n, llama_observer observer, void *context) {
+    s->observer = observer;
+    s->observer_context = context;
+    pass(s, n, 0, NULL, true);
+    s->observer = NULL;
 }

@@ -53,6 +53,20 @@ struct hepta_model {
     arena memory;
 };
 
+/* The inputs of a layer's linear layers, and the head's. */
+typedef enum llama_input {
+    LLAMA_ATTN_IN,  /* of attn_q, attn_k, attn_v */
+    LLAMA_ATTN_OUT, /* of attn_output */
+    LLAMA_FFN_IN,   /* of ffn_gate, ffn_up */
+    LLAMA_FFN_OUT,  /* of ffn_down */
+    LLAMA_HEAD_IN,  /* of output, or the embedding if tied; layer is n_layer */
+    LLAMA_INPUTS
+} llama_input;
+
+/* Called with every input (n, width) of a pass. */
+typedef void (*llama_observer)(void *context, uint32_t layer, llama_input input, const float *x,
+                               uint32_t n);
+
 /* A token of the chunk that a pass computes. */
 typedef struct llama_token {
     int32_t id;
@@ -90,6 +104,8 @@ struct hepta_session {
     uint8_t *scratch;           /* (threads, scratch_bytes) */
     size_t scratch_bytes;       /* per thread */
     uint32_t width;             /* of the widest input, padded to 16 */
+    llama_observer observer;    /* NULL but in llama_observe() */
+    void *observer_context;
 };
 
 /*
@@ -98,6 +114,9 @@ struct hepta_session {
  * it are in the cache or in the chunk. Cannot fail: the caller has checked ids and room.
  */
 void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits);
+
+/* The same without logits: the observer sees the inputs of all linear layers. */
+void llama_observe(hepta_session *s, uint32_t n, llama_observer observer, void *context);
 
 /* The widest input of a matrix, padded to 16, and the bytes of scratch memory a thread needs. */
 uint32_t llama_width(const hepta_model *model);
