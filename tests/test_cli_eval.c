@@ -1,5 +1,5 @@
 /*
- * test_cli_eval.c - the commands that measure models: perplexity --kl-from, eval.
+ * test_cli_eval.c - the commands that measure models: perplexity --kl-from, eval, report.
  */
 #include "command.h"
 
@@ -248,4 +248,51 @@ TEST(cli_eval_humaneval_stops) {
               "'^.\"task_id\":\"a\",\"completion\":\"ef[0-9]{3}\".$'",
               tmp, tmp, stories, path);
     CHECK_EQ_STR(output, "1\n");
+}
+
+/* ---- report ------------------------------------------------------------ */
+
+/* Figures against NumPy and gguf, and the page itself. */
+TEST(cli_report_matches_numpy) {
+    const char *python = python_and_build();
+    int code =
+        run("'%s' tests/compare_report.py " BASE " --build '%s'", python, getenv("HEPTA_BUILD"));
+    if (code == 77 || code == 126 || code == 127) {
+        SKIP("%s is missing, or has no numpy or gguf", python);
+    }
+    CHECK_EQ_INT(code, 0);
+    test_note("%.*s", (int)strcspn(output, "\n"), output);
+}
+
+TEST(cli_report) {
+    const char *tmp = test_tmp_dir();
+    CHECK_RUN(0, "hepta report --help");
+    CHECK_SAYS("Example");
+    CHECK_RUN(2, "hepta report " BASE);
+    CHECK_RUN(2, "hepta report " BASE " " MODEL " -f " TEXT " --limit 0");
+    CHECK_RUN(1, "hepta report " MODEL " " MODEL);
+    CHECK_SAYS("is quantized; the first model");
+    CHECK_RUN(0, "hepta report " BASE " " MODEL " -q");
+    CHECK_SAYS("ffn_down ");
+    CHECK_RUN(0, "hepta report " BASE " " BASE " -f " TEXT " --limit 5 --json -q | "
+                 "grep -E '\"(error|output_error|output_error_int8)\"' | sort -u");
+    CHECK_EQ_STR(output, "      \"error\": 0.0,\n      \"output_error\": 0.0,\n"
+                         "      \"output_error_int8\": 0.0\n");
+    CHECK_RUN(1, "hepta report " BASE " " MODEL " -q -o /nonexistent/x.html");
+    CHECK_SAYS("/nonexistent/x.html");
+    CHECK_RUN(1, ": >%s/empty; hepta report " BASE " " MODEL " -q -f %s/empty", tmp, tmp);
+    CHECK_SAYS("no tokens");
+    CHECK_RUN(1, "hepta report %s " MODEL " -q", test_need_data("models/stories260K.bin"));
+    CHECK_SAYS("different shapes");
+}
+
+/* Ctrl-C leaves no page. */
+TEST(cli_report_interrupt) {
+    const char *tmp = test_tmp_dir(), *build = getenv("HEPTA_BUILD");
+    CHECK_RUN(0,
+              "for i in $(seq 200); do cat README.md; done >%s/text; timeout --preserve-status "
+              "-s INT 1 %s/hepta report " BASE " " MODEL " -q -f %s/text --limit 1000000 "
+              "-o %s/page.html; test $? = 130; ls %s | grep -v text; true",
+              tmp, build != NULL ? build : "build", tmp, tmp, tmp);
+    CHECK_EQ_STR(output, "hepta: interrupted; nothing was written\n");
 }

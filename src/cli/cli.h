@@ -22,6 +22,7 @@ int cli_perplexity(int argc, char **argv);
 int cli_verify(int argc, char **argv);
 int cli_synth(int argc, char **argv);
 int cli_bench(int argc, char **argv);
+int cli_report(int argc, char **argv);
 int cli_eval(int argc, char **argv);
 int cli_eval_mmlu(int argc, char **argv);
 int cli_eval_hellaswag(int argc, char **argv);

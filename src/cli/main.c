@@ -18,6 +18,7 @@ static const struct {
     {"verify", cli_verify, "check a model file: structure, values, checksums"},
     {"tokenize", cli_tokenize, "turn text into token ids and back"},
     {"perplexity", cli_perplexity, "measure how well a model predicts a text"},
+    {"report", cli_report, "show what quantizing did to each tensor"},
     {"eval", cli_eval, "let a model answer the questions of a benchmark"},
     {"synth", cli_synth, "write a model of random weights, to measure speed with"},
     {"bench", cli_bench, "measure the speed of a model, of the kernels, of the code"},
