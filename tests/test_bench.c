@@ -153,3 +153,63 @@ TEST(bench_model_refuses) {
               model);
     CHECK_SAYS("interrupted");
 }
+
+/* Every method is there, and its result is as near to the exact one as its bits allow. */
+TEST(bench_kernels_json) {
+    CHECK_RUN(
+        0,
+        "hepta bench kernels --cols 1024 --rows 64 --runs 1 --milliseconds 1 --megabytes 4 --json");
+    json_t *root = json_loads(output, 0, NULL), *item;
+    CHECK(root != NULL);
+    CHECK_EQ_INT(json_integer_value(json_object_get(root, "rows")), 64);
+    CHECK(json_real_value(json_object_get(root, "read_bandwidth_1")) > 0);
+    static const struct {
+        const char *method;
+        double rmse; /* of Gaussian weights and int8 activations, about */
+    } expected[] = {{"FP32 loop", 1e-6},
+                    {"INT4, scale per 32", 0.085},
+                    {"INT8, scale per row", 0.012},
+                    {"Hepta 4", 0.068},
+                    {"Hepta 3.5", 0.095},
+                    {"Hepta 3", 0.133},
+                    {"Hepta 2.5", 0.187},
+                    {"Hepta 2", 0.262}};
+    for (size_t e = 0; e < sizeof expected / sizeof expected[0]; e++) {
+        size_t i;
+        int found = 0;
+        json_array_foreach(json_object_get(root, "methods"), i, item) {
+            if (strcmp(json_string_value(json_object_get(item, "method")), expected[e].method) ==
+                0) {
+                double rmse = json_real_value(json_object_get(item, "rmse"));
+                CHECK(rmse < 1.5 * expected[e].rmse); /* 64 rows: a sixth of spread */
+                CHECK(e == 0 || rmse > 0.67 * expected[e].rmse);
+                CHECK(json_real_value(json_object_get(item, "memory_gweights_all")) > 0);
+                CHECK(json_real_value(json_object_get(item, "bandwidth_share_all")) > 0);
+                found++;
+            }
+        }
+        CHECK(found > 0);
+    }
+    size_t i, k;
+    json_t *speed;
+    json_array_foreach(json_object_get(root, "batches"), i, item) {
+        CHECK_EQ_INT(json_array_size(json_object_get(item, "speeds")), 8);
+        json_array_foreach(json_object_get(item, "speeds"), k, speed) {
+            CHECK(json_real_value(json_object_get(speed, "gproducts")) > 0);
+        }
+    }
+    CHECK(i >= 2);
+    json_decref(root);
+}
+
+TEST(bench_kernels_table_and_refusals) {
+    CHECK_RUN(0, "hepta bench kernels --cols 32 --rows 5 --runs 1 --milliseconds 1 --megabytes 1 "
+                 "--threads 3");
+    CHECK_SAYS("INT4, scale per 32");
+    CHECK_SAYS("tokens at once");
+    static const char *const bad[] = {"--cols 33", "--cols 0",         "--rows 0", "--cols 65568",
+                                      "--runs 0",  "--milliseconds 0", "x",        "--threads x"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        CHECK_RUN(2, "hepta bench kernels %s", bad[i]);
+    }
+}

@@ -25,9 +25,9 @@ TEST(cli_help_and_wrong_usage) {
     CHECK_RUN(0, "hepta --version");
     CHECK_RUN(2, "hepta nonsense");
     CHECK_SAYS("unknown command nonsense");
-    static const char *const commands[] = {"run",    "quantize",   "inspect",
-                                           "verify", "tokenize",   "perplexity",
-                                           "bench",  "bench code", "synth"};
+    static const char *const commands[] = {"run",           "quantize",   "inspect", "verify",
+                                           "tokenize",      "perplexity", "bench",   "bench code",
+                                           "bench kernels", "synth"};
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         CHECK_RUN(0, "hepta %s --help", commands[i]);
         CHECK_SAYS("Example");

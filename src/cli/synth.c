@@ -645,8 +645,8 @@ int cli_synth(int argc, char **argv) {
         .details =
             "`hepta synth list` lists the shapes. --type also takes iq4_nl, iq4_xs, iq3_s and\n"
             "iq3_xxs; all matrices get that one type. --shape also takes ff, context, rope_base\n"
-            "and tied (0 or 1). Types other than hepta give GGUF files, for comparisons; Hepta\n"
-            "itself runs f32, f16, bf16 and q8_0 of them. Shape, type and seed decide every byte.",
+            "and tied (0 or 1). Types other than hepta give GGUF files, for comparisons.\n"
+            "Shape, type and seed decide every byte.",
         .example = "hepta synth llama-2-7b -o /tmp/7b.hepta && hepta bench /tmp/7b.hepta",
         .options = specs,
         .min_arguments = 0,
