@@ -5,8 +5,8 @@
  * width[k & 1], and its value depends on the 16 bits that end at e_k (zero bits stand before
  * the row):
  *
- *     h_k = XOR of column[k & 1][j] over the set bits j of the window    (GF(2)-linear)
- *     v_k = high[h_k >> 4] + low[h_k & 15]                                0..127
+ *     h_k = older byte of the window XOR A * newer byte      A an 8 x 8 matrix over GF(2)
+ *     v_k = high[h_k >> 4] + low[h_k & 15]                   0..127
  *     weight = scale_row * (v_k - 64)
  *
  * Invariant: decoding is a pure function of those 16 bits, so any block can be decoded on its
@@ -29,8 +29,8 @@ enum {
 struct code_table {
     int half_bits;         /* 4..8: twice the bits per weight */
     int width[2];          /* bits owned by even and odd weights */
-    uint8_t column[2][16]; /* hash of window bit 0 (oldest) .. 15 (newest), even and odd weights */
-    uint8_t high[16];      /* v = high[hash >> 4] + low[hash & 15], 0..127 */
+    uint8_t column[8]; /* of A: the hash of bit 8 + j of the window, bit 15 being the newest */
+    uint8_t high[16];  /* v = high[hash >> 4] + low[hash & 15], 0..127 */
     uint8_t low[16];
     uint8_t value[256]; /* the same as one table: v = value[hash] */
     float unit; /* v units per standard deviation of Gaussian weights: scale = sigma / unit */
@@ -38,6 +38,15 @@ struct code_table {
 
 /* The table of a rate, NULL if half_bits is not in 4..8. */
 const struct code_table *code_table_get(int half_bits);
+
+/* The hash of a window, bit 15 being the newest. */
+static inline uint8_t code_hash(const struct code_table *table, uint32_t window) {
+    uint32_t hash = window & 255;
+    for (int j = 0; j < 8; j++) {
+        hash ^= window >> (8 + j) & 1 ? table->column[j] : 0u;
+    }
+    return (uint8_t)hash;
+}
 
 /* Bytes of a row of n weights, n a multiple of 16. */
 size_t code_row_bytes(int half_bits, size_t n);

@@ -20,12 +20,7 @@ void code_decode_row(const struct code_table *table, const uint8_t *bits, size_t
             const uint32_t symbol = (uint32_t)queue & ((1u << width) - 1);
             queue >>= width;
             window = window >> width | symbol << (CODE_WINDOW - width);
-            const uint8_t *column = table->column[i & 1];
-            uint8_t hash = 0;
-            for (int j = 0; j < CODE_WINDOW; j++) {
-                hash ^= window >> j & 1 ? column[j] : 0;
-            }
-            *v++ = table->value[hash];
+            *v++ = table->value[code_hash(table, window)];
         }
     }
 }

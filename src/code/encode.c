@@ -161,25 +161,21 @@ size_t code_row_bytes(int half_bits, size_t n) {
 }
 
 /* The hash, times LANES, of `bits` standing at window bits first, first + 1, ... */
-static uint32_t hash_at(const uint8_t column[16], int first, unsigned bits) {
-    unsigned h = 0;
-    for (int i = first; bits != 0; i++, bits >>= 1) {
-        h ^= bits & 1 ? column[i] : 0u;
-    }
-    return h * LANES;
+static uint32_t hash_at(const struct code_table *t, int first, unsigned bits) {
+    return (uint32_t)code_hash(t, bits << first) * LANES;
 }
 
 static void hash_prepare(encoder *e, const struct code_table *t) {
     for (int p = 0; p < 2; p++) {
         const int b = t->width[p], d = t->width[1 - p];
         for (unsigned m = 0; m < 1u << (16 - b - d); m++) {
-            e->hash[p].shared[m] = hash_at(t->column[p], d, m);
+            e->hash[p].shared[m] = hash_at(t, d, m);
         }
         for (unsigned o = 0; o < 1u << d; o++) {
-            e->hash[p].dropped[o] = hash_at(t->column[p], 0, o);
+            e->hash[p].dropped[o] = hash_at(t, 0, o);
         }
         for (unsigned a = 0; a < 1u << b; a++) {
-            e->hash[p].added[a] = hash_at(t->column[p], 16 - b, a);
+            e->hash[p].added[a] = hash_at(t, 16 - b, a);
         }
     }
 }

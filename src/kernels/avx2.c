@@ -288,7 +288,7 @@ static void decoder_fill(uint32_t half_bits, decoder *d) {
         for (int n = 0; n < 4; n++) {
             uint8_t hash[16] = {0};
             for (int i = 1; i < 16; i++) {
-                hash[i] = hash[i & (i - 1)] ^ code->column[odd][4 * n + __builtin_ctz((unsigned)i)];
+                hash[i] = code_hash(code, (unsigned)i << (4 * n));
             }
             d->nibble[odd][n] = both_lanes(hash);
         }

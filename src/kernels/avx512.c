@@ -251,19 +251,23 @@ static decoder decoder_make(uint32_t half_bits) {
         return d; /* int8 needs no decoding */
     }
     const struct code_table *code = code_table_get((int)half_bits);
+    uint8_t column[16];
+    for (int j = 0; j < 16; j++) {
+        column[j] = code_hash(code, 1u << j);
+    }
     if (half_bits == 8) {
         uint8_t even[8];
-        memcpy(even, code->column[0] + 12, 4);
-        memcpy(even + 4, code->column[0], 4);
+        memcpy(even, column + 12, 4);
+        memcpy(even + 4, column, 4);
         fill_step1_4bit(&d.newer_bytes, &d.older_bytes, &d.newer_shifts);
-        d.newer_matrix = both_matrices(even, code->column[1] + 8);
-        d.older_matrix = both_matrices(code->column[0] + 4, code->column[1]);
+        d.newer_matrix = both_matrices(even, column + 8);
+        d.older_matrix = both_matrices(column + 4, column);
         d.older_shifts = _mm512_maskz_set1_epi8(0x00ff00ff00ff00ff, (char)0xf0); /* even groups */
     } else {
         fill_step1(code, 8, &d.newer_bytes, &d.newer_shifts);
         fill_step1(code, 16, &d.older_bytes, &d.older_shifts);
-        d.newer_matrix = both_matrices(code->column[0] + 8, code->column[1] + 8);
-        d.older_matrix = both_matrices(code->column[0], code->column[1]);
+        d.newer_matrix = both_matrices(column + 8, column + 8);
+        d.older_matrix = both_matrices(column, column);
     }
     /* vpermb looks at six bits: the tables repeat for those that are not meant. */
     uint8_t high[64], low[64];

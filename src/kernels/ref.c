@@ -55,25 +55,16 @@ static inline float dot_f32(const float *a, const float *b, size_t n) {
 
 /* ---- Packed matrices --------------------------------------------------- */
 
-/*
- * The hash of a window is linear over GF(2), so it is the XOR of the hashes of the window's two
- * bytes. These tables follow from code_table in 1,024 steps, far fewer than a call's weights.
- */
+/* These tables follow from code_table in 512 steps, far fewer than a call's weights. */
 typedef struct window_tables {
-    uint8_t low[2][256], high[2][256]; /* hash of the older and newer byte, even and odd weights */
-    int8_t weight[256];                /* value[hash] - 64 */
-    uint32_t width0;                   /* bits of an even weight */
+    uint8_t newer[256]; /* hash of the window's newer byte; the older one is its own */
+    int8_t weight[256]; /* value[hash] - 64 */
+    uint32_t width0;    /* bits of an even weight */
 } window_tables;
 
 static void window_tables_fill(const struct code_table *code, window_tables *t) {
-    for (int parity = 0; parity < 2; parity++) {
-        t->low[parity][0] = t->high[parity][0] = 0;
-        for (unsigned i = 1; i < 256; i++) {
-            unsigned rest = i & (i - 1);
-            int bit = __builtin_ctz(i);
-            t->low[parity][i] = t->low[parity][rest] ^ code->column[parity][bit];
-            t->high[parity][i] = t->high[parity][rest] ^ code->column[parity][bit + 8];
-        }
+    for (unsigned i = 0; i < 256; i++) {
+        t->newer[i] = code_hash(code, i << 8);
     }
     for (int h = 0; h < 256; h++) {
         t->weight[h] = (int8_t)(code->value[h] - CODE_CENTRE);
@@ -81,8 +72,8 @@ static void window_tables_fill(const struct code_table *code, window_tables *t) 
     t->width0 = (uint32_t)code->width[0];
 }
 
-static inline int8_t window_weight(const window_tables *t, int parity, uint64_t window) {
-    return t->weight[t->low[parity][window & 255] ^ t->high[parity][window >> 8 & 255]];
+static inline int8_t window_weight(const window_tables *t, uint64_t window) {
+    return t->weight[(window & 255) ^ t->newer[window >> 8 & 255]];
 }
 
 /*
@@ -103,8 +94,8 @@ static inline void decode_row(const window_tables *t, uint32_t half_bits, const 
             uint32_t e0 = pair * half_bits + t->width0, e1 = (pair + 1) * half_bits;
             uint64_t window0 = e0 < 16 ? joined >> e0 : bits >> (e0 - 16);
             uint64_t window1 = e1 < 16 ? joined >> e1 : bits >> (e1 - 16);
-            w[c + 2 * pair] = window_weight(t, 0, window0);
-            w[c + 2 * pair + 1] = window_weight(t, 1, window1);
+            w[c + 2 * pair] = window_weight(t, window0);
+            w[c + 2 * pair + 1] = window_weight(t, window1);
         }
         previous = bits >> (8 * half_bits - 16) & 0xffff;
     }

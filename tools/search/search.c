@@ -1,8 +1,8 @@
 /*
  * search.c - finds the tables of the window code (src/code/tables.c).
  *
- * A candidate is a linear hash (2 x 16 columns of 8 bits), a form for the map from hash to
- * value, and the unit: code units per standard deviation. The search:
+ * A candidate is a linear hash (8 columns of 8 bits for the newer byte of the window), a form for
+ * the map from hash to value, and the unit: code units per standard deviation. The search:
  *
  *   1. draws STARTS hashes, fits the values to each (Lloyd iterations: encode Gaussian rows,
  *      move every value to the mean of the weights it stands for, round to integers), and
@@ -185,14 +185,6 @@ typedef struct statistics {
     double sum[256], count[256];
 } statistics;
 
-static uint8_t hash_of(const struct code_table *t, int parity, unsigned window) {
-    uint8_t h = 0;
-    for (int j = 0; j < 16; j++) {
-        h ^= window >> j & 1 ? t->column[parity][j] : 0;
-    }
-    return h;
-}
-
 /* Mean squared error, in units of the variance, on a chunk of unit Gaussian rows. */
 static double evaluate(const candidate *c, const float *gauss, size_t rows, size_t width,
                        statistics *s) {
@@ -210,12 +202,9 @@ static double evaluate(const candidate *c, const float *gauss, size_t rows, size
         HEPTA_OK) {
         abort();
     }
-    uint8_t table[2][256][2]; /* hashes of the two bytes of a window */
-    for (int p = 0; p < 2; p++) {
-        for (unsigned i = 0; i < 256; i++) {
-            table[p][i][0] = hash_of(t, p, i);
-            table[p][i][1] = hash_of(t, p, i << 8);
-        }
+    uint8_t newer[256];
+    for (unsigned i = 0; i < 256; i++) {
+        newer[i] = code_hash(t, i << 8);
     }
     double total = 0.0;
     for (size_t r = 0; r < rows; r++) {
@@ -227,7 +216,7 @@ static double evaluate(const candidate *c, const float *gauss, size_t rows, size
                 const unsigned b = out[r * bytes + bit / 8] >> (bit % 8) & 1;
                 window = window >> 1 | b << 15;
             }
-            const uint8_t h = table[p][window & 255][0] ^ table[p][window >> 8][1];
+            const uint8_t h = (uint8_t)((window & 255) ^ newer[window >> 8]);
             const double y = (double)x[r * width + k];
             const double e = y - (double)(t->value[h] - CODE_CENTRE);
             total += e * e;
@@ -255,26 +244,24 @@ static double percent(double mse) {
     return 100.0 * sqrt(mse);
 }
 
-static int window = CODE_WINDOW; /* bits that count: fewer for comparison only */
+static int shifts[2]; /* {0, 0}: the columns are searched too */
 
 /* ---- Starts ------------------------------------------------------------ */
 
-/* Random columns for the newer byte of the window; `structured` makes the symbols that enter reach
- * different values of the upper hash bits. The older byte enters as it is, and both parities share
- * the columns: docs/CODE.md says what that saves. */
+/* Random columns; `structured` makes the symbols that enter reach different values of the upper
+ * hash bits. With `shifts` the hash of the newer byte n is n ^ (n << a) ^ (n >> b). */
 static void draw_columns(candidate *c, bool structured) {
     struct code_table *t = &c->table;
-    const int oldest = CODE_WINDOW - window; /* bits that do not count */
-    for (int j = 0; j < 8; j++) {
-        t->column[0][j] = j < oldest ? 0 : (uint8_t)(1u << j);
-        t->column[0][8 + j] = (uint8_t)random_next();
-    }
     const int b = t->width[0];
-    for (int j = 0; structured && j < b; j++) { /* newest: identity in the upper bits */
-        t->column[0][16 - b + j] =
+    for (int j = 0; j < 8; j++) {
+        const unsigned n = 1u << j;
+        t->column[j] =
+            (uint8_t)(shifts[0] > 0 ? n ^ n << shifts[0] ^ n >> shifts[1] : random_next());
+    }
+    for (int j = 0; structured && shifts[0] == 0 && j < b; j++) { /* newest: identity up there */
+        t->column[8 - b + j] =
             (uint8_t)((1u << (8 - b + j)) | (random_next() & ((1u << (8 - b)) - 1)));
     }
-    memcpy(t->column[1], t->column[0], sizeof t->column[0]);
 }
 
 static int compare_ints(const void *a, const void *b) {
@@ -348,10 +335,8 @@ static void save(const candidate *c, const char *path, double mse) {
     }
     fprintf(f, "rate %d form %d unit %.4f rmse %.4f\n", c->table.half_bits, c->form,
             (double)c->table.unit, percent(mse));
-    for (int p = 0; p < 2; p++) {
-        for (int j = 0; j < 16; j++) {
-            fprintf(f, "%d%c", c->table.column[p][j], j == 15 ? '\n' : ' ');
-        }
+    for (int j = 0; j < 8; j++) {
+        fprintf(f, "%d%c", c->table.column[j], j == 7 ? '\n' : ' ');
     }
     for (int i = 0; i < forms[c->form].params; i++) {
         fprintf(f, "%d%c", c->param[i], i % 16 == 15 ? '\n' : ' ');
@@ -376,17 +361,17 @@ static bool load(candidate *c, const char *path) {
     }
     set_rate(&c->table, rate);
     c->table.unit = (float)unit;
-    for (int i = 0; i < 32; i++) {
+    for (int i = 0; i < 8; i++) {
         int v;
         n += fscanf(f, "%d", &v) == 1;
-        c->table.column[i / 16][i % 16] = (uint8_t)v;
+        c->table.column[i] = (uint8_t)v;
     }
     for (int i = 0; i < forms[c->form].params; i++) {
         n += fscanf(f, "%d", &c->param[i]) == 1;
     }
     fclose(f);
     values_from_params(c);
-    return n == 32 + forms[c->form].params;
+    return n == 8 + forms[c->form].params;
 }
 
 /* ---- Search ------------------------------------------------------------ */
@@ -408,9 +393,9 @@ static double refill(const candidate *c) {
 
 static void mutate(candidate *c, const candidate *from) {
     *c = *from;
-    uint8_t *column = c->table.column[0] + 8; /* of the newer byte */
+    uint8_t *column = c->table.column;
     const unsigned j = random_below(8), i = (j + 1 + random_below(7)) % 8;
-    const unsigned what = random_below(100);
+    const unsigned what = shifts[0] > 0 ? 64 + random_below(36) : random_below(100);
     if (what < 34) {
         column[j] ^= (uint8_t)(1u << random_below(8));
     } else if (what < 48) {
@@ -437,7 +422,6 @@ static void mutate(candidate *c, const candidate *from) {
             c->param[b] = swap;
         }
     }
-    memcpy(c->table.column[1], c->table.column[0], sizeof c->table.column[0]);
 }
 
 static double seconds(void) {
@@ -564,22 +548,11 @@ static int emit(char **paths) {
             return 1;
         }
         const struct code_table *t = &c.table;
-        printf("    {\n        .half_bits = %d,\n        .width = {%d, %d},\n        .column =\n"
-               "            {\n",
+        printf("    {\n        .half_bits = %d,\n        .width = {%d, %d},\n        .column = {",
                rate, t->width[0], t->width[1]);
-        for (int p = 0; p < 2; p++) {
-            for (int j = 0; j < 16; j++) {
-                printf("%s0x%02x%s",
-                       j == 0   ? "                {"
-                       : j == 8 ? "                 "
-                                : "",
-                       t->column[p][j],
-                       j == 7    ? ",\n"
-                       : j == 15 ? "},\n"
-                                 : ", ");
-            }
+        for (int j = 0; j < 8; j++) {
+            printf("0x%02x%s", t->column[j], j == 7 ? "},\n" : ", ");
         }
-        printf("            },\n");
         if (c.form != NIBBLES || !values_from_params(&c)) {
             fprintf(stderr, "%s: not a sum of two nibble tables in 0..127\n",
                     paths[rate - CODE_MIN_RATE]);
@@ -611,9 +584,9 @@ static int emit(char **paths) {
 }
 
 static int usage(void) {
-    fputs("usage: search find RATE FORM SEED SECONDS STARTS UNIT FILE   RATE in half bits\n"
-          "       search forms RATE SEED STARTS UNIT WINDOW\n"
-          "       search climb SEED SECONDS FROM FILE\n"
+    fputs("usage: search find RATE FORM SEED SECONDS STARTS UNIT FILE [A B]   RATE in half bits\n"
+          "       search forms RATE SEED STARTS UNIT\n"
+          "       search climb SEED SECONDS FROM FILE [A B]\n"
           "       search judge SEED WEIGHTS WIDTH FILE...\n"
           "       search emit FILE... > src/code/tables.c\n"
           "forms:",
@@ -627,7 +600,13 @@ static int usage(void) {
 
 int main(int argc, char **argv) {
     candidate c;
-    if (argc == 9 && strcmp(argv[1], "find") == 0) {
+    const bool find = argc >= 2 && strcmp(argv[1], "find") == 0;
+    const bool climbing = argc >= 2 && strcmp(argv[1], "climb") == 0;
+    const int required = find ? 9 : 6;
+    if ((find || climbing) && argc == required + 2) {
+        shifts[0] = atoi(argv[required]), shifts[1] = atoi(argv[required + 1]);
+    }
+    if (find && (argc == required || shifts[0] > 0)) {
         const int rate = atoi(argv[2]), form_id = atoi(argv[3]);
         random_state = strtoull(argv[4], NULL, 10);
         printf("find rate %d form %s seed %s\n", rate, forms[form_id].name, argv[4]);
@@ -635,8 +614,7 @@ int main(int argc, char **argv) {
         climb(&c, atof(argv[5]), argv[8]);
         return 0;
     }
-    if (argc == 7 && strcmp(argv[1], "forms") == 0) {
-        window = atoi(argv[6]);
+    if (argc == 6 && strcmp(argv[1], "forms") == 0) {
         const int rate = atoi(argv[2]);
         for (int f = 0; f < (int)(sizeof forms / sizeof forms[0]); f++) {
             random_state = strtoull(argv[3], NULL, 10);
@@ -645,7 +623,7 @@ int main(int argc, char **argv) {
         }
         return 0;
     }
-    if (argc == 6 && strcmp(argv[1], "climb") == 0 && load(&c, argv[4])) {
+    if (climbing && (argc == required || shifts[0] > 0) && load(&c, argv[4])) {
         random_state = strtoull(argv[2], NULL, 10);
         climb(&c, atof(argv[3]), argv[5]);
         return 0;
