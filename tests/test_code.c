@@ -72,6 +72,18 @@ TEST(code_tables) {
     }
 }
 
+/* At 3 bits and more A n is n ^ (n << a) ^ (n >> b). */
+TEST(code_matrix_of_two_shifts) {
+    static const int shifts[][3] = {{6, 3, 3}, {7, 2, 2}, {8, 7, 3}};
+    for (size_t i = 0; i < sizeof shifts / sizeof shifts[0]; i++) {
+        const struct code_table *t = code_table_get(shifts[i][0]);
+        for (unsigned n = 0; n < 256; n++) {
+            const unsigned an = n ^ n << shifts[i][1] ^ n >> shifts[i][2];
+            CHECK_EQ_INT(code_hash(t, n << 8 | 0x35), (an & 255) ^ 0x35);
+        }
+    }
+}
+
 TEST(code_decode_every_window) {
     for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
         const struct code_table *t = code_table_get(rate);

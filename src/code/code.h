@@ -27,8 +27,8 @@ enum {
 };
 
 struct code_table {
-    int half_bits;         /* 4..8: twice the bits per weight */
-    int width[2];          /* bits owned by even and odd weights */
+    int half_bits;     /* 4..8: twice the bits per weight */
+    int width[2];      /* bits owned by even and odd weights */
     uint8_t column[8]; /* of A: the hash of bit 8 + j of the window, bit 15 being the newest */
     uint8_t high[16];  /* v = high[hash >> 4] + low[hash & 15], 0..127 */
     uint8_t low[16];
