@@ -9,6 +9,7 @@
 
 #include "format/container.h"
 #include "kernels/kernels.h"
+#include "quantize/schemes.h"
 
 #include <math.h>
 
@@ -448,4 +449,38 @@ TEST(hf_groups_damaged) {
     }
     test_note("%d of %d damaged models opened", n_opened, rounds);
     CHECK(n_opened > rounds / 20);
+}
+
+/* All logits of a model, for the ids 0 to 7. */
+static void eval(const char *path, float logits[TOKENS * TOKENS]) {
+    static const int32_t tokens[TOKENS] = {0, 1, 2, 3, 4, 5, 6, 7};
+    hepta_error err;
+    hepta_model *m;
+    hepta_session *s;
+    CHECK_OK(hepta_model_open(path, &m, &err));
+    CHECK_OK(hepta_session_create(m, &(hepta_session_options){.threads = 1}, &s, &err));
+    CHECK_OK(hepta_session_eval(s, tokens, TOKENS, logits, true, &err));
+    hepta_session_free(s);
+    hepta_model_close(m);
+}
+
+/* A baseline in GGUF: query and key rows change their order, and the model stays the same. */
+TEST(hf_groups_to_plain_scheme) {
+    const char *directory = test_tmp_dir(), *path = bytes_path(directory, "m.gguf");
+    float expected[TOKENS * TOKENS], found[TOKENS * TOKENS];
+    double error = 0, size = 0, bits;
+    hepta_error err;
+    model *m = new_model(false, 4, false, true);
+    write_model(m, directory);
+    drop_model(m);
+    const scheme_options options = {.scheme = {SCHEME_INT8, 8}};
+    CHECK_OK(scheme_quantize_file(directory, path, &options, &bits, &err));
+    eval(directory, expected);
+    eval(path, found);
+    for (int i = 0; i < TOKENS * TOKENS; i++) {
+        error += pow((double)found[i] - (double)expected[i], 2);
+        size += pow((double)expected[i], 2);
+    }
+    test_note("logits differ by %.3f %% (RMS)", 100 * sqrt(error / size));
+    CHECK(size > 0 && sqrt(error / size) < 0.03);
 }

@@ -4,6 +4,7 @@
 #include "cli/cli.h"
 
 #include "format/container.h"
+#include "quantize/schemes.h"
 
 #include <stdio.h>
 #include <sys/stat.h>
@@ -27,14 +28,39 @@ static hepta_status warn_of_losses(const char *in, hepta_error *err) {
     return HEPTA_OK;
 }
 
+/* --scheme: a baseline, written as F32. */
+static int quantize_plainly(const char *in, const char *out, const hepta_quantize_options *options,
+                            const scheme *plain, progress *p) {
+    hepta_error err;
+    double bits;
+    const scheme_options o = {.scheme = *plain,
+                              .threads = options->threads,
+                              .tokenizer_path = options->tokenizer_path,
+                              .progress = progress_update,
+                              .progress_context = p};
+    hepta_status status = scheme_quantize_file(in, out, &o, &bits, &err);
+    progress_finish(p);
+    if (status != HEPTA_OK) {
+        return report(&err);
+    }
+    printf("%s: %.3f bits per weight as quantized, written as F32 to be measured\n", out, bits);
+    return EXIT_OK;
+}
+
 int cli_quantize(int argc, char **argv) {
     hepta_quantize_options options = {.bits = 3.5};
-    const char *out = NULL, *in = NULL;
+    const char *out = NULL, *in = NULL, *scheme_name = NULL;
+    scheme plain = {.group = 0};
     bool quiet = false;
     const option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &out, "FILE", "the .hepta file to write (needed)"},
         {"bits", 'b', OPTION_F64, &options.bits, "B",
          "bits per weight: 2, 2.5, 3, 3.5, 4 or 8 (default 3.5)"},
+        {"scheme", 0, OPTION_STRING, &scheme_name, "NAME",
+         "int4, int8 or pair (4 and 3 bits in turn): a plain baseline, written as F32 to be "
+         "measured; OUT is a GGUF file then"},
+        {"group", 0, OPTION_U32, &plain.group, "N",
+         "columns that share a scale and a zero point, with --scheme (default: whole rows)"},
         {"tokenizer", 0, OPTION_STRING, &options.tokenizer_path, "FILE",
          "tokenizer, where the model comes without one"},
         {"threads", 't', OPTION_INT, &options.threads, "N",
@@ -65,6 +91,12 @@ int cli_quantize(int argc, char **argv) {
         fprintf(stderr, "hepta: name the file to write with -o OUT.hepta\n");
         return EXIT_USAGE;
     }
+    if (scheme_name != NULL ? !scheme_parse(scheme_name, &plain.kind) : plain.group != 0) {
+        fprintf(stderr, scheme_name != NULL
+                            ? "hepta: --scheme is int4, int8 or pair\n"
+                            : "hepta: --group goes with --scheme int4, int8 or pair\n");
+        return EXIT_USAGE;
+    }
     interrupt_catch();
     hepta_error err;
     hepta_model *model;
@@ -80,6 +112,9 @@ int cli_quantize(int argc, char **argv) {
     p.quiet = quiet;
     options.progress = progress_update;
     options.progress_context = &p;
+    if (scheme_name != NULL) {
+        return quantize_plainly(in, out, &options, &plain, &p);
+    }
     double started = clock_seconds();
     hepta_status status = hepta_quantize(in, out, &options, &err);
     progress_finish(&p);

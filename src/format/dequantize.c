@@ -208,13 +208,14 @@ void tensor_groups_to_f32(const tensor *t, uint64_t row, float *dst) {
     const uint64_t n_rows = t->ne[1], n_cols = t->ne[0];
     const uint64_t row_bytes = n_rows * g->bits / 8; /* of integers for all rows */
     const uint64_t place = awq ? awq_place(row) : row;
-    uint64_t group = UINT64_MAX;
+    uint64_t group = UINT64_MAX, end = 0; /* column where the next group begins, without index */
     float scale = 0;
     int32_t zero = 0;
     for (uint64_t i = 0; i < n_cols; i++) {
-        uint64_t own = g->index != NULL ? load_u32(g->index + 4 * i) : i / g->size;
+        uint64_t own = g->index != NULL ? load_u32(g->index + 4 * i) : i < end ? group : group + 1;
         if (own != group) {
             group = own;
+            end = (group + 1) * g->size;
             scale = scale_at(g->scale_type, g->scales, group * n_rows + row);
             zero = (int32_t)(integer_at(g->zeros + group * row_bytes, 4, place, g->bits) +
                              g->zero_offset);

@@ -1,0 +1,218 @@
+/*
+ * test_schemes.c - the plain quantizers: their bound on the error, their bits, their files.
+ */
+#include "bytes.h"
+#include "test.h"
+
+#include "format/container.h"
+#include "kernels/kernels.h"
+#include "quantize/schemes.h"
+
+#include <float.h>
+#include <math.h>
+
+static const scheme_kind kinds[] = {SCHEME_INT4, SCHEME_INT8, SCHEME_PAIR};
+
+enum { MAX_ROW = 300, N_SHAPES = 14 };
+
+/* Rows of all kinds; `scale` is of the order of their values. */
+static void fill_row(float *x, uint32_t n, int shape, float scale) {
+    float constant = scale * test_random_float();
+    for (uint32_t i = 0; i < n; i++) {
+        float u = test_random_float();
+        switch (shape) {
+        case 0:
+            x[i] = scale * 0.25f * test_random_gauss();
+            break;
+        case 1: /* zeros */
+            x[i] = i % 3 == 0 ? -0.0f : 0.0f;
+            break;
+        case 2:
+            x[i] = constant;
+            break;
+        case 3: /* all positive, far from zero */
+            x[i] = scale * (1.0f + 0.001f * u);
+            break;
+        case 4: /* all negative */
+            x[i] = -scale * fabsf(u);
+            break;
+        case 5: /* one outlier */
+            x[i] = i == n / 2 ? scale : scale * 1e-6f * u;
+            break;
+        case 6: /* every magnitude there is */
+            x[i] = scale * ldexpf(u, -(int)test_random_below(150));
+            break;
+        case 7: /* subnormal */
+            x[i] = ldexpf(u, -127);
+            break;
+        case 8: /* about the smallest steps of binary16 */
+            x[i] = ldexpf(u, -22);
+            break;
+        case 9: /* ties: halves of a step that is exactly representable */
+            x[i] = scale * 0x1p-7f * ((float)test_random_below(31) - 15.0f) * 0.5f;
+            break;
+        case 10: /* ties of a range whose zero point is a tie as well */
+            x[i] = 0.5f * ((float)test_random_below(31) - 7.0f);
+            break;
+        case 11: /* two values */
+            x[i] = u < 0 ? -scale : scale * 0.999f;
+            break;
+        case 12: /* a range whose ends differ by more than binary64 holds */
+            x[i] = i == 0 ? -0x1p-149f : scale * fabsf(u);
+            break;
+        default: /* a single weight that is not zero */
+            x[i] = i == n - 1 ? constant : 0.0f;
+        }
+    }
+}
+
+/* Levels of the weight in this column of its group. */
+static int levels_of(scheme_kind kind, uint32_t column) {
+    return kind == SCHEME_INT8 ? 255 : kind == SCHEME_INT4 || column % 2 == 0 ? 15 : 7;
+}
+
+/*
+ * The bound, exactly; and what makes it worth something: the values are at most so many multiples
+ * of a binary16 step, zero among them, and no step is larger than the range asks for.
+ */
+static void check_row(const scheme *s, const float *x, uint32_t n, const float *y,
+                      const float *step) {
+    const uint32_t size = s->group == 0 || s->group > n ? n : s->group;
+    const uint32_t stride = s->kind == SCHEME_PAIR ? 2 : 1;
+    for (uint32_t first = 0; first < n; first += size) {
+        const uint32_t end = n - first < size ? n : first + size;
+        for (uint32_t phase = 0; phase < stride && first + phase < end; phase++) {
+            const int levels = levels_of(s->kind, phase);
+            double lo = 0, hi = 0, least = 0, most = 0;
+            const float scale = step[first + phase];
+            CHECK(scale == half_to_float(half_from_float(scale)) && scale >= 0.0f);
+            for (uint32_t i = first + phase; i < end; i += stride) {
+                CHECK(step[i] == scale);
+                if (!(fabsl((long double)x[i] - (long double)y[i]) <= (long double)scale / 2)) {
+                    test_fail(__FILE__, __LINE__, "weight %a became %a with step %a", (double)x[i],
+                              (double)y[i], (double)scale);
+                }
+                double k = scale > 0.0f ? (double)y[i] / (double)scale : 0.0;
+                CHECK(k == rint(k) && (scale > 0.0f || y[i] == 0.0f));
+                CHECK(x[i] != 0.0f || y[i] == 0.0f);
+                lo = fmin(lo, (double)x[i]), hi = fmax(hi, (double)x[i]);
+                least = fmin(least, k), most = fmax(most, k);
+            }
+            CHECK(most - least <= levels);
+            CHECK((double)scale <= (hi - lo) / levels * (1 + 0x1p-10) + 0x1p-24);
+        }
+    }
+}
+
+TEST(schemes_bound) {
+    static const uint32_t widths[] = {1, 2, 3, 5, 16, 33, 128, MAX_ROW};
+    static const uint32_t groups[] = {0, 1, 2, 7, 32, 128};
+    static const float scales[] = {0x1p-24f, 0x1p-14f, 0.02f, 1.0f, 400.0f, 100000.0f};
+    long n_rows = 0;
+    const int repeats = getenv("HEPTA_FAST") != NULL ? 1 : 8;
+    for (size_t k = 0; k < 3; k++) {
+        for (size_t w = 0; w < sizeof widths / sizeof widths[0]; w++) {
+            for (size_t g = 0; g < sizeof groups / sizeof groups[0]; g++) {
+                for (int i = 0; i < repeats * N_SHAPES * 6; i++, n_rows++) {
+                    const scheme s = {kinds[k], groups[g]};
+                    float x[MAX_ROW], y[MAX_ROW], step[MAX_ROW];
+                    fill_row(x, widths[w], i % N_SHAPES, scales[i / N_SHAPES % 6]);
+                    memcpy(y, x, sizeof y);
+                    CHECK(scheme_quantize_row(&s, y, widths[w], step));
+                    check_row(&s, x, widths[w], y, step);
+                }
+            }
+        }
+    }
+    test_note("the bound holds on %ld rows", n_rows);
+}
+
+/* Half a step is reached: the bound is the best of its kind. */
+TEST(schemes_bound_is_tight) {
+    const scheme s = {SCHEME_INT4, 0};
+    float x[3] = {0.0f, 15.0f, 0.5f}, step[3];
+    CHECK(scheme_quantize_row(&s, x, 3, step));
+    CHECK(step[0] == 1.0f && x[1] == 15.0f && fabsf(x[2] - 0.5f) == 0.5f);
+}
+
+TEST(schemes_too_wide) {
+    const scheme s = {SCHEME_INT4, 0};
+    float fits[2] = {-65504.0f * 7.0f, 65504.0f * 8.0f},
+          wide[2] = {-65504.0f * 8.0f, 65504.0f * 8.0f};
+    CHECK(scheme_quantize_row(&s, fits, 2, NULL));
+    CHECK(fits[0] == -65504.0f * 7.0f && fits[1] == 65504.0f * 8.0f);
+    CHECK(!scheme_quantize_row(&s, wide, 2, NULL));
+    float largest[2] = {-FLT_MAX, FLT_MAX};
+    CHECK(!scheme_quantize_row(&s, largest, 2, NULL));
+}
+
+/* Bits counted weight by weight. */
+TEST(schemes_bits) {
+    for (size_t k = 0; k < 3; k++) {
+        for (uint32_t group = 0; group < 20; group++) {
+            for (uint32_t n = 1; n < 70; n++) {
+                const scheme s = {kinds[k], group};
+                const uint32_t size = group == 0 ? n : group;
+                uint64_t expected = 0;
+                for (uint32_t i = 0; i < n; i++) {
+                    uint32_t column = i % size;
+                    int levels = levels_of(kinds[k], column);
+                    uint64_t bits = levels == 255 ? 8 : levels == 15 ? 4 : 3;
+                    bool first = column == 0 || (kinds[k] == SCHEME_PAIR && column == 1);
+                    expected += bits + (first ? 16 + bits : 0);
+                }
+                CHECK_EQ_INT(scheme_row_bits(&s, n), expected);
+            }
+        }
+    }
+    CHECK_EQ_INT(scheme_row_bits(&(scheme){SCHEME_PAIR, 128}, 4096), 32 * (64 * 7 + 20 + 19));
+}
+
+/* A file of the bundled model: every row as scheme_quantize_row leaves it, the rest as it was. */
+TEST(schemes_file) {
+    static const char model[] = "models/hepta-stories-7m-f16.gguf";
+    if (!file_exists(model)) {
+        SKIP("%s is absent", model);
+    }
+    const char *path = bytes_path(test_tmp_dir(), "m.gguf");
+    hepta_error err;
+    for (int threads = 1; threads <= 2; threads++) {
+        scheme_options o = {.scheme = {SCHEME_PAIR, 64}, .threads = threads};
+        double bits = 0, expected_bits = 0, weights = 0;
+        container *in, *out;
+        CHECK_OK(scheme_quantize_file(model, path, &o, &bits, &err));
+        CHECK_OK(container_open(model, NULL, &in, &err));
+        CHECK_OK(container_open(path, NULL, &out, &err));
+        CHECK_EQ_INT(in->n_tensors, out->n_tensors);
+        for (size_t i = 0; i < in->n_tensors; i++) {
+            const tensor *t = &in->tensors[i], *u = &out->tensors[i];
+            CHECK(u->type == TENSOR_F32 && strcmp(t->name, u->name) == 0);
+            CHECK_MEM_EQ(t->ne, u->ne, sizeof t->ne);
+            float *x = malloc(t->ne[0] * sizeof *x);
+            CHECK(x != NULL);
+            for (uint64_t r = 0; r < t->ne[1]; r++) {
+                kernels_tensor_row(&kernels_ref, t, r, x);
+                if (t->n_dims == 2) {
+                    CHECK(scheme_quantize_row(&o.scheme, x, (uint32_t)t->ne[0], NULL));
+                }
+                CHECK_MEM_EQ(x, u->data + r * t->ne[0] * sizeof *x, t->ne[0] * sizeof *x);
+            }
+            free(x);
+            expected_bits +=
+                t->n_dims == 2
+                    ? (double)t->ne[1] * (double)scheme_row_bits(&o.scheme, (uint32_t)t->ne[0])
+                    : 32.0 * (double)t->ne[0];
+            weights += (double)tensor_n_weights(t);
+        }
+        float noted = 0;
+        CHECK(bits == expected_bits / weights);
+        CHECK_OK(container_get_f32(out, "fake_quantization.bits_per_weight", &noted, &err));
+        CHECK(noted == (float)bits);
+        CHECK_EQ_STR(container_get_string(out, "fake_quantization.scheme"), "pair, groups of 64");
+        container_close(in);
+        container_close(out);
+        hepta_model *m;
+        CHECK_OK(hepta_model_open(path, &m, &err));
+        hepta_model_close(m);
+    }
+}
