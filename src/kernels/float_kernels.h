@@ -155,6 +155,17 @@ static void KERNEL(row_to_f32)(uint32_t type, const uint8_t *src, uint32_t n, fl
 
 /* ---- Activations of packed matrices ------------------------------------ */
 
+/* The largest lane, as signed numbers. */
+static inline uint32_t max_lane(u32x16 x) {
+    uint32_t max;
+    x = u_max(x, v_bits(v_swap8(v_float(x))));
+    x = u_max(x, v_bits(v_swap4(v_float(x))));
+    x = u_max(x, v_bits(v_swap2(v_float(x))));
+    x = u_max(x, v_bits(v_swap1(v_float(x))));
+    memcpy(&max, &x, sizeof max);
+    return max;
+}
+
 static void KERNEL(quantize_activation)(const float *x, uint32_t n, int8_t *q, float *scale,
                                         int32_t *sum) {
     const u32x16 magnitude = u_set1(0x7fffffffu);
@@ -166,12 +177,7 @@ static void KERNEL(quantize_activation)(const float *x, uint32_t n, int8_t *q, f
     if (i < n) {
         max = u_max(max, u_and(v_bits(v_load_n(x + i, n - i)), magnitude));
     }
-    uint32_t lanes[16], amax_bits = 0;
-    memcpy(lanes, &max, sizeof lanes);
-    for (int l = 0; l < 16; l++) {
-        amax_bits = lanes[l] > amax_bits ? lanes[l] : amax_bits;
-    }
-    float amax = math_from_bits_f32(amax_bits);
+    float amax = math_from_bits_f32(max_lane(max));
     if (!(amax >= KERNELS_TINY && amax <= FLT_MAX)) {
         memset(q, 0, n);
         *sum = 0;
@@ -187,8 +193,8 @@ static void KERNEL(quantize_activation)(const float *x, uint32_t n, int8_t *q, f
         v_narrow(q + i, count, v);
         total = u_add(total, v); /* lanes past the end hold 0 */
     }
+    uint32_t lanes[16], all = 0;
     memcpy(lanes, &total, sizeof lanes);
-    uint32_t all = 0;
     for (int l = 0; l < 16; l++) {
         all += lanes[l];
     }
@@ -356,11 +362,11 @@ static inline void attention_softmax(float *score, uint32_t n, float *max, float
         for (; j + 16 <= n; j += 16) {
             highest = v_max(v_load(score + j), highest); /* NaN is passed over, as below */
         }
-        float each[16];
-        v_store(each, highest);
-        for (int l = 0; l < 16; l++) {
-            block_max = each[l] > block_max ? each[l] : block_max;
-        }
+        highest = v_max(highest, v_swap8(highest));
+        highest = v_max(highest, v_swap4(highest));
+        highest = v_max(highest, v_swap2(highest));
+        highest = v_max(highest, v_swap1(highest));
+        memcpy(&block_max, &highest, sizeof block_max);
     }
     for (; j < n; j++) {
         block_max = score[j] > block_max ? score[j] : block_max;
@@ -516,12 +522,7 @@ static inline float q8_weights(const float *p, const float *v_scale, uint32_t n,
         max = u_max(max, u_and(v_bits(w), u_set1(0x7fffffffu)));
         weight[j / 16] = w;
     }
-    uint32_t lanes[16], max_bits = 0;
-    memcpy(lanes, &max, sizeof lanes);
-    for (int l = 0; l < 16; l++) {
-        max_bits = lanes[l] > max_bits ? lanes[l] : max_bits;
-    }
-    const float largest = math_from_bits_f32(max_bits);
+    const float largest = math_from_bits_f32(max_lane(max));
     if (!(largest >= KERNELS_TINY && largest <= FLT_MAX)) {
         return largest < KERNELS_TINY ? 0.0f : math_from_bits_f32(MATH_NAN_BITS);
     }
