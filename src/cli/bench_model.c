@@ -24,7 +24,8 @@
 enum { FIRST_PROMPT = 32, MAX_BATCHES = 16, MIN_STEPS = 4 };
 
 typedef struct bench {
-    const char *path, *cache, *kernels;
+    const char *path, *kernels;
+    hepta_cache_type cache;
     uint32_t prompt, generate, chunk;
     uint32_t batch[MAX_BATCHES];
     size_t n_batches;
@@ -55,8 +56,7 @@ static hepta_session_options session_options(const bench *b, uint32_t n_ctx, uin
     return (hepta_session_options){.n_ctx = n_ctx,
                                    .n_batch = chunk,
                                    .threads = b->threads,
-                                   .cache_type = strcmp(b->cache, "f16") == 0 ? HEPTA_CACHE_F16
-                                                                              : HEPTA_CACHE_F32,
+                                   .cache_type = b->cache,
                                    .n_sequences = sequences};
 }
 
@@ -153,8 +153,10 @@ static bool weight_bytes_per_token(bench *b, double *out) {
 
 /* Bytes of keys and values that a token reads, on average over `n` tokens from the first on. */
 static double cache_bytes_per_token(const bench *b, uint32_t n) {
-    double item = strcmp(b->cache, "f16") == 0 ? 2 : 4;
-    return 2.0 * b->info.n_layer * b->info.n_head_kv * b->info.head_dim * item * (n + 1) / 2;
+    const double dim = b->info.head_dim;
+    const double vector[] = {
+        [HEPTA_CACHE_F32] = 4 * dim, [HEPTA_CACHE_F16] = 2 * dim, [HEPTA_CACHE_Q8] = dim + 4};
+    return 2.0 * b->info.n_layer * b->info.n_head_kv * vector[b->cache] * (n + 1) / 2;
 }
 
 /* ---- Files ------------------------------------------------------------- */
@@ -206,7 +208,7 @@ static bool bench_load(bench *b) {
         machine_cpu(cpu, sizeof cpu);
         printf("%s: %.3g G weights, %.3f bits per weight\n%s kernels, %d thread%s, %s cache, %s\n",
                b->path, (double)b->info.n_weights * 1e-9, b->info.bits_per_weight, b->kernels,
-               b->threads, b->threads == 1 ? "" : "s", b->cache, cpu);
+               b->threads, b->threads == 1 ? "" : "s", cache_name(b->cache), cpu);
         printf("\n%-16s %6s %12s %-9s %10s .. max of %d\n", "test", "size", "median", "", "min",
                b->runs);
     }
@@ -316,11 +318,11 @@ static bool bench_all(bench *b) {
 static int print_bench_json(const bench *b) {
     char cpu[128];
     machine_cpu(cpu, sizeof cpu);
-    return print_json(json_pack("{s:o,s:s,s:s,s:s,s:i,s:s,s:I,s:f,s:o}", "model",
-                                json_name(b->path), "cpu", cpu, "version", hepta_version(),
-                                "kernels", b->kernels, "threads", b->threads, "cache", b->cache,
-                                "weights", (json_int_t)b->info.n_weights, "bits_per_weight",
-                                b->info.bits_per_weight, "results", results_json(&b->results)));
+    return print_json(
+        json_pack("{s:o,s:s,s:s,s:s,s:i,s:s,s:I,s:f,s:o}", "model", json_name(b->path), "cpu", cpu,
+                  "version", hepta_version(), "kernels", b->kernels, "threads", b->threads, "cache",
+                  cache_name(b->cache), "weights", (json_int_t)b->info.n_weights, "bits_per_weight",
+                  b->info.bits_per_weight, "results", results_json(&b->results)));
 }
 
 /* Quoted as RFC 4180 has it. */
@@ -342,8 +344,8 @@ static int print_bench_csv(const bench *b) {
     for (size_t i = 0; i < b->results.n; i++) {
         const result *x = &b->results.list[i];
         print_csv_text(b->path);
-        printf(",%s,%d,%s,%s,%u,%s,%.9g,%.9g,%.9g,%u,", b->kernels, b->threads, b->cache, x->test,
-               x->size, x->unit, x->median, x->min, x->max, x->runs);
+        printf(",%s,%d,%s,%s,%u,%s,%.9g,%.9g,%.9g,%u,", b->kernels, b->threads,
+               cache_name(b->cache), x->test, x->size, x->unit, x->median, x->min, x->max, x->runs);
         print_csv_text(cpu);
         putchar('\n');
     }
@@ -392,8 +394,6 @@ static bool read_batches(const char *text, bench *b) {
 static int check_options(const bench *b, bool json, bool csv) {
     if (json && csv) {
         fprintf(stderr, "hepta: give --json or --csv, not both\n");
-    } else if (strcmp(b->cache, "f32") != 0 && strcmp(b->cache, "f16") != 0) {
-        fprintf(stderr, "hepta: --cache %s: expected f32 or f16\n", b->cache);
     } else if (b->runs < 1 || b->runs > BENCH_MAX_RUNS) {
         fprintf(stderr, "hepta: --runs %d: expected 1 to %d\n", b->runs, (int)BENCH_MAX_RUNS);
     } else if (b->prompt > 1 << 24 || b->generate > 1 << 24) {
@@ -405,7 +405,7 @@ static int check_options(const bench *b, bool json, bool csv) {
 }
 
 int cli_bench_model(int argc, char **argv) {
-    bench b = {.cache = "f32", .prompt = 512, .generate = 128, .runs = 5};
+    bench b = {.prompt = 512, .generate = 128, .runs = 5};
     const char *batches = "1,2,4,8,16,32";
     bool json = false, csv = false;
     const option_spec specs[] = {
@@ -416,7 +416,7 @@ int cli_bench_model(int argc, char **argv) {
          "sequences that generate together (default 1,2,4,8,16,32; 0: none)"},
         {"runs", 'r', OPTION_INT, &b.runs, "N", "runs of each test (default 5)"},
         {"threads", 't', OPTION_INT, &b.threads, "N", "threads (default: physical cores)"},
-        {"cache", 0, OPTION_STRING, &b.cache, "TYPE", "KV cache: f32 (default) or f16"},
+        {"cache", 0, OPTION_CACHE, &b.cache, "TYPE", "KV cache: f32 (default), f16 or q8"},
         {"chunk", 0, OPTION_U32, &b.chunk, "N",
          "tokens processed together (default: the engine's)"},
         {"busy", 0, OPTION_INT, &b.busy, "N", "measure again beside N processes that compute"},

@@ -71,6 +71,8 @@ typedef struct command_spec {
  */
 int options_parse(const command_spec *spec, int argc, char **argv, const char **arguments);
 
+const char *cache_name(hepta_cache_type type); /* "f32", "f16", "q8" */
+
 /* ---- Reporting --------------------------------------------------------- */
 
 /* Prints "hepta: message" and returns the exit code that goes with the status. */

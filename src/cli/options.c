@@ -66,6 +66,10 @@ static bool parse_number(const char *s, double *out) {
 static const char *const cache_names[] = {
     [HEPTA_CACHE_F32] = "f32", [HEPTA_CACHE_F16] = "f16", [HEPTA_CACHE_Q8] = "q8"};
 
+const char *cache_name(hepta_cache_type type) {
+    return cache_names[type];
+}
+
 static bool store(const option_spec *o, const char *s) {
     uint64_t whole = 0;
     double number = 0;
