@@ -2,7 +2,7 @@
 #
 # Variables: CC, CFLAGS, LDFLAGS, BUILD (output folder), PREFIX, DESTDIR,
 # ENGINE_ONLY=1 (libraries without text and JSON: only a C compiler, make, libc and OpenMP),
-# WERROR=1 (warnings are errors, as in `make check`), SANITIZE=1 (AddressSanitizer and UndefinedBehaviorSanitizer).
+# WERROR=1 (warnings are errors, as in `make check`), SANITIZE=address,undefined or SANITIZE=thread.
 
 MAKEFLAGS += --no-builtin-rules
 VERSION := $(shell sed -n 's/^.define HEPTA_VERSION_M[AI][JN]OR \([0-9]*\)/\1/p;s/^.define HEPTA_VERSION_PATCH \([0-9]*\)/\1/p' include/hepta.h | paste -sd.)
@@ -28,8 +28,8 @@ ifdef WERROR
 FLAGS += -Werror
 endif
 ifdef SANITIZE
-FLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-LINK_FLAGS := -fsanitize=address,undefined
+FLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
+LINK_FLAGS := -fsanitize=$(SANITIZE)
 endif
 
 MODULES := base code format kernels model quantize
