@@ -1,4 +1,4 @@
-# Hepta. Targets: all (default), demo, test, check, bench, install, engine, format, clean.
+# Hepta. Targets: all (default), demo, test, check, bench, compare, install, engine, format, clean.
 #
 # Variables: CC, CFLAGS, LDFLAGS, BUILD (output folder), PREFIX, DESTDIR,
 # ENGINE_ONLY=1 (libraries without text and JSON: only a C compiler, make, libc and OpenMP),
@@ -59,7 +59,7 @@ $(BUILD)/src/kernels/avx512.o: FLAGS += -mavx2 -mf16c -mavx512f -mavx512bw -mavx
 	-mavx512vnni -mavx512vbmi -mgfni
 endif
 
-.PHONY: all engine demo test check bench install uninstall deps format clean ci
+.PHONY: all engine demo test check bench compare install uninstall deps format clean ci
 all: $(BUILD)/libhepta.a $(BUILD)/libhepta.so $(BUILD)/hepta
 
 engine: # the libraries alone, with no dependency beyond libc and OpenMP
@@ -139,8 +139,23 @@ check: # the gate before a commit: format, both compilers, warnings, tests, sani
 
 ci: check
 
-bench: $(BUILD)/hepta
+# Short runs of a few minutes; the full ones: make bench BENCH_MODEL= BENCH_KERNELS= SHAPES="..."
+SHAPES ?= tinyllama-1.1b
+BENCH_MODEL ?= -p 256 -n 32 --runs 3
+BENCH_KERNELS ?= --runs 1 --milliseconds 50
+
+bench: $(BUILD)/hepta # speed here: the code, the kernels, the bundled model, models of known shapes
 	$(BUILD)/hepta bench code
+	$(BUILD)/hepta bench kernels $(BENCH_KERNELS)
+	$(BUILD)/hepta bench $(MODEL) --busy 1
+	@mkdir -p $(BUILD)/bench
+	@for shape in $(SHAPES); do file=$(BUILD)/bench/$$shape.hepta; \
+		if [ ! -e $$file ]; then $(BUILD)/hepta synth $$shape -o $$file || exit 1; fi; \
+		$(BUILD)/hepta bench $$file --busy 1 $(BENCH_MODEL) || exit 1; done
+
+compare: $(BUILD)/hepta # the same models by Hepta and llama.cpp, which this installs and builds
+	@scripts/deps bench
+	.venv-bench/bin/python bench/compare --hepta $(BUILD)/hepta $(COMPARE)
 
 format:
 	clang-format -i $(wildcard include/*.h src/*/*.[ch] tests/*.[ch] examples/*.c tools/*/*.[ch])

@@ -5,6 +5,7 @@
 #include "command.h"
 
 #include <jansson.h>
+#include <unistd.h>
 
 static char model[600];
 
@@ -212,4 +213,31 @@ TEST(bench_kernels_table_and_refusals) {
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         CHECK_RUN(2, "hepta bench kernels %s", bad[i]);
     }
+}
+
+/* bench/compare against a llama-bench of known speed. */
+TEST(bench_compare_table) {
+    const char *dir = test_tmp_dir();
+    if (access("bench/compare", X_OK) != 0 || system("python3 -c 0 2>/dev/null") != 0) {
+        SKIP("bench/compare or python3 is absent");
+    }
+    CHECK_RUN(0,
+              "cat >%s/peer <<'END' && chmod +x %s/peer\n#!/bin/sh\n"
+              "echo '[{\"n_prompt\":8,\"n_gen\":0,\"avg_ts\":0.5},"
+              "{\"n_prompt\":0,\"n_gen\":4,\"avg_ts\":0.25}]'\nEND\n",
+              dir, dir);
+    CHECK_RUN(0,
+              "python3 bench/compare --hepta ${HEPTA_BUILD:-build}/hepta --shapes stories-7m -p 8 "
+              "-n 4 --rounds 2 -t 1 --no-python --peer slow=%s/peer -o %s/table.md && "
+              "cat %s/table.md",
+              dir, dir, dir);
+    CHECK_SAYS("| stories-7m | Hepta | hepta | 3.50 |");
+    CHECK_SAYS("| stories-7m | slow | f16 | 16.01 | 0.50 (0.50 to 0.50) | 0.25 (0.25 to 0.25) |");
+    CHECK_SAYS("first token after a prompt of 32 | under 50 ms |");
+    CHECK_RUN(1, "python3 bench/compare --hepta %s/none --no-python", dir);
+    CHECK_SAYS("no such program");
+    CHECK_RUN(1, "python3 bench/compare --hepta ${HEPTA_BUILD:-build}/hepta --peer nothing");
+    CHECK_SAYS("expected NAME=PATH");
+    CHECK_RUN(1, "python3 bench/compare --hepta ${HEPTA_BUILD:-build}/hepta --no-python");
+    CHECK_SAYS("scripts/deps bench");
 }
