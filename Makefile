@@ -58,6 +58,10 @@ $(BUILD)/src/kernels/avx2.o: FLAGS += -mavx2 -mf16c
 $(BUILD)/src/kernels/avx512.o: FLAGS += -mavx2 -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq \
 	-mavx512vnni -mavx512vbmi -mgfni
 endif
+ifeq ($(ARCH),aarch64)
+$(BUILD)/src/kernels/neon_dotprod.o: FLAGS += -march=armv8.2-a+dotprod
+$(BUILD)/src/kernels/neon_i8mm.o: FLAGS += -march=armv8.2-a+dotprod+i8mm+sha3
+endif
 
 .PHONY: all engine demo test check bench compare install uninstall deps format clean ci
 all: $(BUILD)/libhepta.a $(BUILD)/libhepta.so $(BUILD)/hepta
@@ -101,7 +105,7 @@ $(BUILD)/sensitivity: $(BUILD)/tools/sensitivity/sensitivity.o $(BUILD)/libhepta
 
 # Tests of the layers that need libc alone, for cross builds: ENGINE_ONLY=1.
 ENGINE_TESTS := $(addprefix tests/,main.c test_base.c test_code.c test_kernels.c test_format.c \
-	test_format_hepta.c test_dequantize.c)
+	test_format_hepta.c test_dequantize.c test_tiny_model.c test_model.c test_team.c)
 $(BUILD)/engine-test: $(ENGINE_TESTS:%.c=$(BUILD)/%.o) $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 

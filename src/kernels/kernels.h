@@ -148,6 +148,8 @@ void kernels_tensor_row(const kernels *k, const struct tensor *t, uint64_t row, 
 extern const kernels kernels_ref;
 #if defined(__x86_64__)
 extern const kernels kernels_avx2, kernels_avx512;
+#elif defined(__aarch64__)
+extern const kernels kernels_neon, kernels_neon_dotprod, kernels_neon_i8mm;
 #endif
 
 /* Stores the key and the value of a position. scratch: KV_ROW(head_dim) bytes. */

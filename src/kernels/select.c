@@ -12,6 +12,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 static bool cpu_any(void) {
@@ -34,6 +37,34 @@ static bool cpu_avx512(void) {
            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
            __builtin_cpu_supports("gfni");
 }
+#elif defined(__aarch64__)
+#if defined(__linux__)
+static bool cpu_dotprod(void) {
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+}
+
+static bool cpu_i8mm(void) {
+    return cpu_dotprod() && (getauxval(AT_HWCAP) & HWCAP_SHA3) != 0 &&
+           (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+}
+#else /* what the compiler was told */
+static bool cpu_dotprod(void) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return true;
+#else
+    return false;
+#endif
+}
+
+static bool cpu_i8mm(void) {
+#if defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_MATMUL_INT8) &&                        \
+    defined(__ARM_FEATURE_SHA3)
+    return true;
+#else
+    return false;
+#endif
+}
+#endif
 #endif
 
 /* From plain to best. */
@@ -45,6 +76,10 @@ static const struct {
 #if defined(__x86_64__)
     {&kernels_avx2, cpu_avx2},
     {&kernels_avx512, cpu_avx512},
+#elif defined(__aarch64__)
+    {&kernels_neon, cpu_any},
+    {&kernels_neon_dotprod, cpu_dotprod},
+    {&kernels_neon_i8mm, cpu_i8mm},
 #endif
 };
 
