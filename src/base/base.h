@@ -29,6 +29,8 @@ void *memory_alloc(size_t n, size_t size) __attribute__((warn_unused_result));
 void *memory_resize(void *p, size_t old_n, size_t new_n, size_t size)
     __attribute__((warn_unused_result)); /* on failure p stays valid */
 void memory_free(void *p);
+/* Asks for small pages in a block of which little may ever be touched, here and there. */
+void memory_use_sparsely(void *p, size_t n);
 void memory_fail_after(uint64_t k);
 uint64_t memory_count(void);
 char *memory_copy_string(const char *s, size_t n) __attribute__((warn_unused_result));

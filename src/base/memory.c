@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum { ALIGNMENT = 64, HUGE_PAGE = 2 << 20, ARENA_CHUNK = 64 << 10 };
 
@@ -44,6 +45,15 @@ void *memory_alloc(size_t n, size_t size) {
         (void)madvise(p, total, MADV_HUGEPAGE); /* a hint; refusal does no harm */
     }
     return p;
+}
+
+void memory_use_sparsely(void *p, size_t n) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = ((uintptr_t)p + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)p + n) / page * page;
+    if (begin < end) {
+        (void)madvise((void *)begin, end - begin, MADV_NOHUGEPAGE);
+    }
 }
 
 void *memory_resize(void *p, size_t old_n, size_t new_n, size_t size) {

@@ -85,6 +85,7 @@ static bool allocate_buffers(hepta_session *s) {
     s->tiles = tiles;
     s->caches = caches;
     s->k_cache = k_cache, s->v_cache = v_cache, s->cache_scales = cache_scales;
+    memory_use_sparsely(k_cache, (size_t)((uint8_t *)x - (uint8_t *)k_cache));
     for (uint64_t c = 0; c < n_caches; c++) {
         s->caches[c] = (kv_cache){.type = s->cache_type,
                                   .k = (uint8_t *)k_cache + c * cache_bytes,
