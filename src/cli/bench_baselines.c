@@ -4,6 +4,7 @@
 #include "cli/bench_baselines.h"
 
 #include "base/base.h"
+#include "cli/cli.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -167,6 +168,39 @@ static bool has_vnni(void) {
 }
 
 #endif
+
+double int8_peak(void) {
+#if defined(__x86_64__)
+    enum { ROUNDS = 1 << 20, PER_ROUND = 12, PRODUCTS = 64, PASSES = 8 };
+    double best = 0;
+    for (int pass = 0; pass < PASSES && has_vnni(); pass++) {
+        double started = clock_seconds();
+        for (int i = 0; i < ROUNDS; i++) { /* the sums are of no use: nothing may be left out */
+            __asm__ volatile("vpdpbusd %%zmm30, %%zmm31, %%zmm0\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm1\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm2\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm3\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm4\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm5\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm6\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm7\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm8\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm9\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm10\n\t"
+                             "vpdpbusd %%zmm30, %%zmm31, %%zmm11"
+                             :
+                             :
+                             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
+                               "xmm8", "xmm9", "xmm10", "xmm11");
+        }
+        double speed = 1e-9 * ROUNDS * PER_ROUND * PRODUCTS / (clock_seconds() - started);
+        best = speed > best ? speed : best;
+    }
+    return best;
+#else
+    return 0;
+#endif
+}
 
 static bool has_any(void) {
     return true;

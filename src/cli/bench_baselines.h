@@ -37,4 +37,10 @@ typedef void (*int4_matvec)(const uint8_t *w, size_t n_rows, size_t n_blocks, co
 /* Kernel i and its name, from plain to best; NULL past the last. *supported: by this CPU. */
 int4_matvec int4_kernel(size_t i, const char **name, bool *supported);
 
+/*
+ * Products of int8 that one core can add up in a second, in thousand millions: VPDPBUSD on
+ * registers alone. 0 where the CPU has no such instruction, or this build does not know it.
+ */
+double int8_peak(void);
+
 #endif

@@ -299,6 +299,7 @@ typedef struct table {
     line lines[MAX_METHODS];
     size_t n_lines;
     double bandwidth_1, bandwidth_all; /* GB/s */
+    double int8_peak;                  /* G products/s of one core */
     int threads;
     bool json;
 } table;
@@ -420,8 +421,11 @@ static hepta_status measure_batches(const problem *p, const method *m, double ou
 
 static hepta_status bench_batches(problem *p, const table *t, json_t *list, hepta_error *err) {
     if (!t->json) {
-        printf("\nG products/s of one core, weights in cache, by tokens at once\n\n%-20s %-10s", "",
-               "kernels");
+        printf("\nG products/s of one core, weights in cache, by tokens at once");
+        if (t->int8_peak > 0) {
+            printf(" (VPDPBUSD on registers: %.0f)", t->int8_peak);
+        }
+        printf("\n\n%-20s %-10s", "", "kernels");
         for (int i = 0; i < N_BATCHES; i++) {
             printf(" %7u", batches[i]);
         }
@@ -494,11 +498,11 @@ static json_t *table_json(const problem *p, const table *t, json_t *batch_list) 
     for (size_t i = 0; i < t->n_lines; i++) {
         json_array_append_new(lines, line_json(p, t, &t->lines[i]));
     }
-    return json_pack("{s:s,s:I,s:I,s:i,s:b,s:f,s:f,s:o,s:o}", "cpu", cpu, "rows",
+    return json_pack("{s:s,s:I,s:I,s:i,s:b,s:f,s:f,s:f,s:o,s:o}", "cpu", cpu, "rows",
                      (json_int_t)p->n_rows, "cols", (json_int_t)p->n_cols, "threads", t->threads,
                      "openblas", (int)blas_load(), "read_bandwidth_1", t->bandwidth_1,
-                     "read_bandwidth_all", t->bandwidth_all, "methods", lines, "batches",
-                     batch_list);
+                     "read_bandwidth_all", t->bandwidth_all, "int8_peak_1", t->int8_peak, "methods",
+                     lines, "batches", batch_list);
 }
 
 int cli_bench_kernels(int argc, char **argv) {
@@ -544,6 +548,7 @@ int cli_bench_kernels(int argc, char **argv) {
     t.threads = t.threads > 0 ? t.threads : threads_default();
     interrupt_catch();
     list_methods(&t);
+    t.int8_peak = int8_peak();
     t.bandwidth_1 = machine_read_bandwidth(1);
     t.bandwidth_all = t.threads > 1 ? machine_read_bandwidth(t.threads) : t.bandwidth_1;
     json_t *batch_list = json_array();
