@@ -55,8 +55,9 @@ TEST_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,tests/main.c $(sort $(wildcard tests
 
 ifeq ($(ARCH),x86_64)
 $(BUILD)/src/kernels/avx2.o: FLAGS += -mavx2 -mf16c
+$(BUILD)/src/kernels/avxvnni.o: FLAGS += -mavx2 -mf16c -mgfni -mavxvnni
 $(BUILD)/src/kernels/avx512.o: FLAGS += -mavx2 -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq \
-	-mavx512vnni -mavx512vbmi -mgfni
+	-mavx512vnni -mavx512vbmi -mavx512vbmi2 -mgfni
 endif
 ifeq ($(ARCH),aarch64)
 $(BUILD)/src/kernels/neon_dotprod.o: FLAGS += -march=armv8.2-a+dotprod

@@ -95,13 +95,13 @@ TEST(format_packed_sizes) {
         uint32_t half_bits;
         uint64_t rows, cols, bytes;
     } sizes[] = {
-        {7, 4, 16, 4 * 7 + 8},
-        {7, 1, 1, 4 * 7 + 8},
-        {7, 5, 17, 8 * 14 + 16},
-        {4, 4, 16, 4 * 4 + 8},
+        {7, 4, 16, 16 * 7 + 32},
+        {7, 1, 1, 16 * 7 + 32},
+        {7, 17, 17, 32 * 14 + 64},
+        {4, 16, 16, 16 * 4 + 32},
         {8, 4096, 4096, (uint64_t)4096 * 2048 + 8192},
-        {16, 4, 16, 4 * 16 + 8},
-        {7, UINT32_MAX - 3, 132096, (uint64_t)(UINT32_MAX - 3) * (132096 / 16 * 7 + 2)},
+        {16, 4, 16, 16 * 16 + 32},
+        {7, UINT32_MAX - 15, 132096, (uint64_t)(UINT32_MAX - 15) * (132096 / 16 * 7 + 2)},
     };
     uint64_t n = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
@@ -115,7 +115,7 @@ TEST(format_packed_sizes) {
     CHECK(!tensor_packed_bytes(7, 0, 16, &n));
     CHECK(!tensor_packed_bytes(7, 4, 0, &n));
     CHECK(!tensor_packed_bytes(7, 4, 132097, &n));
-    CHECK(!tensor_packed_bytes(7, UINT32_MAX - 2, 16, &n));
+    CHECK(!tensor_packed_bytes(7, UINT32_MAX - 14, 16, &n));
     CHECK(!tensor_packed_bytes(7, UINT64_MAX, UINT64_MAX, &n));
     /* The columns allowed keep int32 sums of the worst weights and activations in range. */
     CHECK((int64_t)128 * 127 * TENSOR_PACKED_MAX_COLS <= INT32_MAX);

@@ -63,20 +63,20 @@ static void make_sample(sample *s) {
               .n_dims = 2,
               .ne = {16, 4, 1, 1}},
              {.name = "output_norm.weight", .type = TENSOR_F32, .n_dims = 1, .ne = {24, 1, 1, 1}}},
-        .n_bytes = {8 * 2 * 7 + 16, 4 * 16 + 8, 96},
+        .n_bytes = {16 * 2 * 7 + 32, 16 * 16 + 32, 96},
     };
-    for (uint32_t r = 0; r < 8; r++) { /* rows 5, 6, 7 are padding */
+    for (uint32_t r = 0; r < 5; r++) { /* rows 5 to 15 are padding */
         for (uint32_t i = 0; i < 2 * 7; i++) {
-            uint32_t block = i / 7, at = ((r / 4 * 2 + block) * 4 + r % 4) * 7 + i % 7;
-            s->data[0][at] = r < 5 ? (uint8_t)(r * 40 + i * 3 + 1) : 0;
+            uint32_t block = i / 7, at = i % 7 * 32 + 2 * r + block;
+            s->data[0][at] = (uint8_t)(r * 40 + i * 3 + 1);
         }
-        put_bf16(&s->data[0][112 + 2 * r], r < 5 ? 0.25f * (float)(r + 1) : 0);
-    }
-    for (uint32_t i = 0; i < 64; i++) {
-        s->data[1][i] = (uint8_t)(i * 5);
+        put_bf16(&s->data[0][224 + 2 * r], 0.25f * (float)(r + 1));
     }
     for (uint32_t r = 0; r < 4; r++) {
-        put_bf16(&s->data[1][64 + 2 * r], 1.0f / (float)(r + 1));
+        for (uint32_t i = 0; i < 16; i++) {
+            s->data[1][16 * i + r] = (uint8_t)(r * 80 + i * 5);
+        }
+        put_bf16(&s->data[1][256 + 2 * r], 1.0f / (float)(r + 1));
     }
     for (uint32_t i = 0; i < 24; i++) {
         float f = 1.0f + 0.125f * (float)i;
@@ -393,11 +393,11 @@ TEST(format_hepta_verify_values) {
         uint16_t value;
         const char *message;
     } cases[] = {
-        {0, 112 + 6, 0x7f80, "attn_q.weight: the scale of row 3"},
-        {0, 112 + 6, 0xffc0, "attn_q.weight: the scale of row 3"},
-        {0, 112 + 12, 0x3f80, "belongs to padding row 6 and is 128"},
-        {0, 56 + 7 + 2, 0x0100, "belongs to padding row 5 and is 1"},
-        {1, 64 + 2, 0x7f81, "token_embd.weight: the scale of row 1"},
+        {0, 224 + 6, 0x7f80, "attn_q.weight: the scale of row 3"},
+        {0, 224 + 6, 0xffc0, "attn_q.weight: the scale of row 3"},
+        {0, 224 + 12, 0x3f80, "belongs to padding row 6 and is 128"},
+        {0, 2 * 32 + 2 * 5, 0x0100, "belongs to padding row 5 and is 1"},
+        {1, 256 + 2, 0x7f81, "token_embd.weight: the scale of row 1"},
         {2, 4 * 10 + 2, 0x7fc0, "output_norm.weight: weight 10"},
         {2, 4 * 10 + 2, 0xff80, "output_norm.weight: weight 10"},
     };
@@ -465,10 +465,10 @@ TEST(format_hepta_hostile_headers) {
         {"hepta.tensor.half_bits", 4, KV_BOOL, HEPTA_ERROR_FORMAT, "is 7; a bool"},
         {"hepta.tensor.half_bits", 4, KV_I8, HEPTA_ERROR_FORMAT, "array of 3 items of type u8"},
         {"hepta.tensor.half_bits", 4 + 4 + 8, 9, HEPTA_ERROR_FORMAT, "weights of 9/2 bits"},
-        {"hepta.tensor.half_bits", 4 + 4 + 8, 6, HEPTA_ERROR_FORMAT, "take 112 bytes of type I8"},
+        {"hepta.tensor.half_bits", 4 + 4 + 8, 6, HEPTA_ERROR_FORMAT, "take 224 bytes of type I8"},
         {"hepta.tensor.half_bits", 4 + 4 + 8, 0, HEPTA_ERROR_FORMAT, "but the tables say"},
         {"hepta.tensor.half_bits", 4 + 4 + 8 + 2, 8, HEPTA_ERROR_FORMAT, "of type F32"},
-        {"hepta.tensor.rows", 4 + 4 + 8, 9, HEPTA_ERROR_FORMAT, "9 rows of 24 weights"},
+        {"hepta.tensor.rows", 4 + 4 + 8, 17, HEPTA_ERROR_FORMAT, "17 rows of 24 weights"},
         {"hepta.tensor.rows", 4 + 4 + 8 + 16, 2, HEPTA_ERROR_FORMAT, "but the tables say 2 of 24"},
         {"hepta.tensor.rows", 4 + 4 + 8 + 7, 255, HEPTA_ERROR_FORMAT, "rows of 24 weights"},
         {"hepta.tensor.cols", 4 + 4 + 8, 33, HEPTA_ERROR_FORMAT, "5 rows of 33 weights"},
@@ -693,12 +693,12 @@ static void write_documented_example(const char *path) {
     const tensor tensors[] = {
         {.name = "w", .type = TENSOR_PACKED, .half_bits = 7, .n_dims = 2, .ne = {16, 3, 1, 1}},
         {.name = "norm", .type = TENSOR_F32, .n_dims = 1, .ne = {2, 1, 1, 1}}};
-    uint8_t w[4 * 7 + 8] = {0}, norm[8];
+    uint8_t w[16 * 7 + 32] = {0}, norm[8];
     for (uint8_t r = 0; r < 3; r++) {
         for (uint8_t i = 0; i < 7; i++) {
-            w[r * 7 + i] = (uint8_t)((r + 1) * 16 + i);
+            w[16 * i + r] = (uint8_t)((r + 1) * 16 + i);
         }
-        put_bf16(w + 28 + 2 * r, 0.5f * (float)(r + 1));
+        put_bf16(w + 112 + 2 * r, 0.5f * (float)(r + 1));
     }
     memcpy(norm, (const float[]){1.0f, 2.0f}, 8);
     hepta_error err;

@@ -275,7 +275,7 @@ static packed_matrix random_packed(uint32_t half_bits, uint32_t n_rows, uint32_t
     uint64_t n_bytes = 0;
     CHECK(tensor_packed_bytes(half_bits, n_rows, n_cols, &n_bytes));
     uint8_t *data = guard_alloc((size_t)n_bytes, false);
-    size_t n_codes = (size_t)((n_rows + 3) / 4 * 4) * (n_cols / 16) * half_bits;
+    size_t n_codes = (size_t)((n_rows + 15) / 16 * 16) * (n_cols / 16) * half_bits;
     for (size_t i = 0; i < n_codes; i++) {
         data[i] = pattern == ZEROS ? 0 : pattern == EXTREMES ? 0xff : (uint8_t)test_random();
         if (half_bits == 16) {
@@ -291,22 +291,26 @@ static packed_matrix random_packed(uint32_t half_bits, uint32_t n_rows, uint32_t
     return (packed_matrix){half_bits, n_rows, n_cols, data, data + n_codes};
 }
 
-/* Weight (r, c) by the code's own decoder. */
+/* Weight (r, c) by the code's own decoder; where bytes lie written a second time. */
 static void decode_by_code(const packed_matrix *m, uint32_t r, int *w) {
-    const size_t stride = (size_t)4 * m->half_bits;
-    const uint8_t *codes = m->codes + r / 4 * (m->n_cols / 16 * stride) + r % 4 * m->half_bits;
-    if (m->half_bits == 16) {
-        for (uint32_t c = 0; c < m->n_cols; c++) {
-            w[c] = (int8_t)codes[c / 16 * stride + c % 16];
+    const size_t h = m->half_bits, n_blocks = m->n_cols / 16;
+    const uint8_t *strip = m->codes + r / 16 * (16 * n_blocks * h);
+    uint8_t *row = malloc(n_blocks * h), *v = malloc(m->n_cols);
+    CHECK(row != NULL && v != NULL);
+    for (size_t b = 0; b < n_blocks; b++) {
+        const uint8_t *group = strip + b / 4 * (64 * h);
+        size_t wide = b / 4 == n_blocks / 4 ? n_blocks % 4 : 4; /* blocks of this group */
+        for (size_t j = 0; j < h; j++) {
+            row[b * h + j] = group[j * 16 * wide + r % 16 * wide + b % 4];
         }
-        return;
     }
-    uint8_t *v = malloc(m->n_cols);
-    CHECK(v != NULL);
-    code_decode_row(code_table_get((int)m->half_bits), codes, stride, m->n_cols, v);
+    if (h != 16) {
+        code_decode_row(code_table_get((int)h), row, h, m->n_cols, v);
+    }
     for (uint32_t c = 0; c < m->n_cols; c++) {
-        w[c] = v[c] - CODE_CENTRE;
+        w[c] = h == 16 ? (int8_t)row[c] : v[c] - CODE_CENTRE;
     }
+    free(row);
     free(v);
 }
 
@@ -355,10 +359,10 @@ TEST(ref_matmul_packed) {
 TEST(ref_matmul_packed_widest) {
     const uint32_t n = KERNELS_MAX_COLS;
     packed_matrix m = random_packed(16, 4, n, ZEROS);
-    uint8_t *codes = guard_alloc((size_t)4 * n + 8, false);
-    memset(codes, 0x80, (size_t)4 * n); /* -128: not written by the quantizer, but possible */
-    memcpy(codes + (size_t)4 * n, m.scales, 8);
-    m.codes = codes, m.scales = codes + (size_t)4 * n;
+    uint8_t *codes = guard_alloc((size_t)16 * n + 32, false);
+    memset(codes, 0x80, (size_t)16 * n); /* -128: not written by the quantizer, but possible */
+    memcpy(codes + (size_t)16 * n, m.scales, 8);
+    m.codes = codes, m.scales = codes + (size_t)16 * n;
     int8_t *q = guard_alloc(n, false);
     memset(q, -127, n);
     activation x = {q, 1.0f, -127 * (int32_t)n};
@@ -651,21 +655,27 @@ TEST(ref_rope_and_swiglu) {
 /* ---- Every table against the reference --------------------------------- */
 
 TEST(tables_matmul_packed) {
-    static const uint32_t rows[] = {1, 3, 4, 5, 8, 12, 15, 16, 17, 20, 36};
-    static const uint32_t cols[] = {16, 32, 48, 64, 80, 128, 176, 256, 688, 4096};
-    static const uint32_t tokens[] = {1, 2, 3, 4, 5, 8, 13, 16, 33};
+    enum { MAX_TOKENS = 150 };
+    static const uint32_t rows[] = {1, 3, 8, 9, 15, 16, 17, 31, 32, 33, 40, 47, 48, 65};
+    static const uint32_t cols[] = {16, 32, 48, 64, 80, 96, 112, 128, 176, 256, 272, 688, 4096};
+    static const uint32_t many[] = {63, 64, 65, 80, 127, 128, 129, 150};
+    static activation x[MAX_TOKENS];
     FOR_EACH_TABLE(k) {
-        for (int round = 0; round < 600; round++) {
-            uint32_t n_rows = rows[test_random_below(11)], n_cols = cols[test_random_below(10)];
-            uint32_t n_tokens = tokens[test_random_below(9)];
-            uint32_t rate = packed_rates[round % N_RATES];
-            uint32_t begin = test_random_below((n_rows + 3) / 4) * 4;
+        for (int round = 0; round < 720; round++) {
+            uint32_t n_rows = rows[test_random_below(14)], n_cols = cols[test_random_below(13)];
+            uint32_t n_tokens = round % 12 == 0 ? many[test_random_below(8)] : 1 + (uint32_t)round % 40;
+            uint32_t rate = packed_rates[test_random_below(N_RATES)];
+            uint32_t begin = test_random_below((n_rows + 15) / 16) * 16;
             uint32_t end = begin + 1 + test_random_below(n_rows - begin);
             packed_matrix m =
                 random_packed(rate, n_rows, n_cols, round % 5 < 2 ? round % 5 : RANDOM);
-            activation x[33];
+            int8_t *q = guard_alloc((size_t)n_tokens * n_cols, round % 3 == 0);
             for (uint32_t t = 0; t < n_tokens; t++) {
-                x[t] = random_activation(n_cols, round % 7);
+                x[t] = (activation){q + (size_t)t * n_cols, 0.001f + fabsf(test_random_float()), 0};
+                fill_i8(q + (size_t)t * n_cols, n_cols, (round + (int)t) % 7);
+                for (uint32_t c = 0; c < n_cols; c++) {
+                    x[t].sum += x[t].q[c];
+                }
             }
             uint8_t *scratch = guard_alloc(KERNELS_SCRATCH_BYTES(n_cols), false);
             float *y = guard_alloc((size_t)n_tokens * n_rows * sizeof(float), round % 2 == 0);

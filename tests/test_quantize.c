@@ -196,14 +196,20 @@ TEST(quantize_weights_read_back) {
     CHECK_OK(rotation_create(n, seed->v.u, &r, &err));
     const struct code_table *table = code_table_get((int)packed->half_bits);
     size_t block = packed->half_bits, n_padded = r->n_padded;
-    size_t strip = 4 * n_padded / 16 * block;
-    const uint8_t *scales = packed->data + original->ne[1] / 4 * strip;
+    CHECK(original->ne[1] % 16 == 0);
+    const uint8_t *scales = packed->data + original->ne[1] * n_padded / 16 * block;
     float x[176], scratch[176];
     uint8_t v[176];
     double error = 0, power = 0;
     for (uint64_t row = 0; row < original->ne[1]; row++) {
-        code_decode_row(table, packed->data + row / 4 * strip + row % 4 * block, 4 * block,
-                        n_padded, v);
+        uint8_t codes[176 / 16 * 8];
+        for (size_t block_number = 0; block_number < n_padded / 16; block_number++) {
+            packed_place place = packed_block(packed->half_bits, n_padded / 16, row, block_number);
+            for (size_t i = 0; i < block; i++) {
+                codes[block_number * block + i] = packed->data[place.first + i * place.step];
+            }
+        }
+        code_decode_row(table, codes, block, n_padded, v);
         float scale = bfloat_to_float(load_u16(scales + 2 * row));
         for (size_t i = 0; i < n_padded; i++) {
             x[i] = scale * (float)(v[i] - CODE_CENTRE);

@@ -134,7 +134,7 @@ static void fill_tensor(const tensor *t, uint64_t seed, uint8_t *data, uint64_t 
     }
     const uint64_t n = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
     if (t->type == TENSOR_PACKED) {
-        uint64_t n_codes = n_bytes - 2 * round_up(t->ne[1], 4);
+        uint64_t n_codes = n_bytes - 2 * round_up(t->ne[1], 16);
         for (uint64_t i = 0; i < n_codes; i++) {
             data[i] = (uint8_t)next(&state);
         }

@@ -12,6 +12,7 @@
 
 #include "base/base.h"
 #include "code/code.h"
+#include "format/container.h"
 #include "kernels/kernels.h"
 
 #include <math.h>
@@ -22,7 +23,7 @@
 
 enum {
     DISTINCT_ROWS = 64, /* a multiple of BLOCK_ROWS */
-    BLOCK_ROWS = 16,    /* rows between two looks at the clock; a multiple of 4 */
+    BLOCK_ROWS = 16,    /* rows between two looks at the clock; a multiple of 16 */
     HALF_BITS_INT8 = 16,
     CACHED_BYTES = 1 << 19,
     MAX_TOKENS = 512
@@ -133,10 +134,7 @@ static hepta_status pack_rows(problem *p, uint32_t half_bits, hepta_error *err) 
                                   half_bits, threads_default(), err);
     }
     for (size_t r = 0; r < DISTINCT_ROWS; r++) {
-        for (size_t b = 0; b < n / CODE_BLOCK; b++) {
-            memcpy(p->packed + r / 4 * 4 * row_bytes + (b * 4 + r % 4) * half_bits,
-                   p->code + r * row_bytes + b * half_bits, half_bits);
-        }
+        packed_put_row(half_bits, n / CODE_BLOCK, r, p->code + r * row_bytes, p->packed);
     }
     return status;
 }

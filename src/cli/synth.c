@@ -332,14 +332,18 @@ static void fill_row_scales(const tensor *t, uint64_t row, uint8_t *p, size_t n,
     }
 }
 
-/* Rows that fill up the last strip of four (docs/FORMAT.md) are zeros; `at`: bytes before p. */
+/* Rows that fill up the last strip (docs/FORMAT.md) are zeros; p: bytes [at, at + n). */
 static void clear_padding_rows(const tensor *t, uint64_t at, uint8_t *p, size_t n) {
-    uint64_t n_real = t->ne[1] % 4, row_bytes = round_up(t->ne[1], 4);
-    row_bytes = (t->n_bytes - 2 * row_bytes) / row_bytes;
-    uint64_t last_strip = t->ne[1] / 4 * 4 * row_bytes;
-    for (size_t i = at < last_strip ? (size_t)(last_strip - at) : 0; n_real != 0 && i < n; i++) {
-        if ((at + i - last_strip) / t->half_bits % 4 >= n_real) {
-            p[i] = 0;
+    const uint64_t n_blocks = round_up(t->ne[0], 16) / 16;
+    for (uint64_t row = t->ne[1]; row % PACKED_STRIP != 0; row++) {
+        for (uint64_t b = 0; b < n_blocks; b++) {
+            packed_place place = packed_block(t->half_bits, n_blocks, row, b);
+            for (uint64_t i = 0; i < t->half_bits; i++) {
+                uint64_t byte = place.first + i * place.step;
+                if (byte >= at && byte - at < n) {
+                    p[byte - at] = 0;
+                }
+            }
         }
     }
 }
@@ -365,7 +369,7 @@ static uint64_t tensor_seed(uint64_t seed, const char *name) {
 static hepta_status write_tensor(synth *s, const tensor *t, uint64_t seed) {
     const block_type *b = find_block_type(t->type);
     uint64_t block = b != NULL ? b->bytes : t->type == TENSOR_Q8_0 ? Q8_0_BYTES : 4;
-    uint64_t n_scales = t->type == TENSOR_PACKED ? 2 * round_up(t->ne[1], 4) : 0;
+    uint64_t n_scales = t->type == TENSOR_PACKED ? 2 * round_up(t->ne[1], PACKED_STRIP) : 0;
     uint64_t n_weights = t->n_bytes - n_scales, piece = BUFFER_BYTES / block * block;
     hepta_status status = HEPTA_OK;
     for (uint64_t done = 0; done < n_weights && status == HEPTA_OK; done += piece) {

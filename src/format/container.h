@@ -213,11 +213,32 @@ kv_string kv_item_string(const kv *array, uint64_t i); /* item of a string array
  */
 bool tensor_type_bytes(uint32_t type, const uint64_t ne[4], uint64_t *n_bytes);
 /*
- * The same for TENSOR_PACKED: rows padded to 4, columns to 16, codes then bfloat16 row scales.
+ * The same for TENSOR_PACKED: rows padded to 16, columns to 16, codes then bfloat16 row scales.
  * false: half_bits not in 4..8 or 16, no rows or columns, more than TENSOR_PACKED_MAX_COLS columns
- * or 2^32 - 4 rows.
+ * or 2^32 - 16 rows.
  */
 bool tensor_packed_bytes(uint32_t half_bits, uint64_t n_rows, uint64_t n_cols, uint64_t *n_bytes);
+
+/*
+ * Where a packed matrix has the block of columns 16 * block .. 16 * block + 15 of a row: its first
+ * byte, and the distance to each next one of its half_bits bytes. n_blocks: of a row.
+ */
+enum { PACKED_STRIP = 16, PACKED_GROUP = 4 }; /* rows of a strip, blocks of a group */
+typedef struct packed_place {
+    uint64_t first, step;
+} packed_place;
+static inline packed_place packed_block(uint32_t half_bits, uint64_t n_blocks, uint64_t row,
+                                        uint64_t block) {
+    const uint64_t group = block / PACKED_GROUP * PACKED_GROUP;
+    const uint64_t width = n_blocks - group < PACKED_GROUP ? n_blocks - group : PACKED_GROUP;
+    const uint64_t strip = row / PACKED_STRIP * PACKED_STRIP * n_blocks * half_bits;
+    return (packed_place){strip + group * PACKED_STRIP * half_bits + row % PACKED_STRIP * width +
+                              (block - group),
+                          PACKED_STRIP * width};
+}
+/* Puts a row, n_blocks times half_bits bytes, to its places in the matrix. */
+void packed_put_row(uint32_t half_bits, uint64_t n_blocks, uint64_t row, const uint8_t *code,
+                    uint8_t *matrix);
 const char *tensor_type_name(uint32_t type); /* "F16", "Q4_K", ... or "unknown" */
 const char *kv_type_name(kv_type type);      /* "u32", "string", ... or "unknown" */
 uint64_t tensor_n_weights(const tensor *t);

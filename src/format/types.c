@@ -69,13 +69,23 @@ bool tensor_type_bytes(uint32_t type, const uint64_t ne[4], uint64_t *n_bytes) {
 
 bool tensor_packed_bytes(uint32_t half_bits, uint64_t n_rows, uint64_t n_cols, uint64_t *n_bytes) {
     bool known = (half_bits >= 4 && half_bits <= 8) || half_bits == 16;
-    if (!known || n_rows == 0 || n_rows > UINT32_MAX - 3 || n_cols == 0 ||
+    if (!known || n_rows == 0 || n_rows > UINT32_MAX - (PACKED_STRIP - 1) || n_cols == 0 ||
         n_cols > TENSOR_PACKED_MAX_COLS) {
         return false;
     }
     /* A block of 16 weights takes half_bits bytes. The product is below 2^32 * 2^14 * 2^4. */
-    *n_bytes = round_up(n_rows, 4) * (round_up(n_cols, 16) / 16 * half_bits + 2);
+    *n_bytes = round_up(n_rows, PACKED_STRIP) * (round_up(n_cols, 16) / 16 * half_bits + 2);
     return true;
+}
+
+void packed_put_row(uint32_t half_bits, uint64_t n_blocks, uint64_t row, const uint8_t *code,
+                    uint8_t *matrix) {
+    for (uint64_t b = 0; b < n_blocks; b++) {
+        const packed_place place = packed_block(half_bits, n_blocks, row, b);
+        for (uint32_t i = 0; i < half_bits; i++) {
+            matrix[place.first + i * place.step] = *code++;
+        }
+    }
 }
 
 uint64_t tensor_n_weights(const tensor *t) {

@@ -137,14 +137,8 @@ static hepta_status check_blocks(verifier *v, const tensor *t) {
     return HEPTA_OK;
 }
 
-/* Byte of row r's block b in the codes of a packed matrix. */
-static uint64_t block_at(uint64_t blocks_per_row, uint64_t half_bits, uint64_t r, uint64_t b) {
-    uint64_t strip = r / 4, tile = strip * blocks_per_row + b;
-    return (tile * 4 + r % 4) * half_bits;
-}
-
 static hepta_status check_packed(verifier *v, const tensor *t) {
-    uint64_t n_rows = round_up(t->ne[1], 4), blocks = round_up(t->ne[0], 16) / 16;
+    uint64_t n_rows = round_up(t->ne[1], PACKED_STRIP), blocks = round_up(t->ne[0], 16) / 16;
     uint64_t scales = n_rows * blocks * t->half_bits;
     uint64_t r = first_not_finite(TENSOR_BF16, t->data + scales, n_rows, 2);
     if (r < n_rows) {
@@ -153,9 +147,10 @@ static hepta_status check_packed(verifier *v, const tensor *t) {
     for (r = t->ne[1]; r < n_rows; r++) {
         uint64_t bad = load_u16(t->data + scales + 2 * r) != 0 ? scales + 2 * r : UINT64_MAX;
         for (uint64_t b = 0; b < blocks && bad == UINT64_MAX; b++) {
-            uint64_t at = block_at(blocks, t->half_bits, r, b);
+            packed_place place = packed_block(t->half_bits, blocks, r, b);
             for (uint64_t i = 0; i < t->half_bits && bad == UINT64_MAX; i++) {
-                bad = t->data[at + i] != 0 ? at + i : UINT64_MAX;
+                uint64_t at = place.first + i * place.step;
+                bad = t->data[at] != 0 ? at : UINT64_MAX;
             }
         }
         if (bad != UINT64_MAX) {

@@ -1,16 +1,18 @@
 /*
- * avx2.c - kernels for x86-64 with AVX2 and F16C.
+ * avx2.c - kernels for x86-64 with AVX2 and F16C; included by avxvnni.c, which has GFNI and
+ * AVX-VNNI as well.
  *
- * Decoding 64 weights (a tile: 4 rows of 16):
+ * A vector holds one byte of each of 8 rows x 4 blocks of a group: all its lanes have the same
+ * place in a block, so that the windows of weight k lie alike in all of them. Decoding weight k
+ * of the 32 blocks:
  *
- *     1. two rows share a register, one per 128-bit lane: the last two bytes of the row's block in
- *        the tile before, then its block of this tile. A byte shuffle, a multiplication by a
- *        power of two and a shift cut out the newer and the older byte of each window
- *     2. the hash is linear, so it is the XOR of four lookups in tables of 16 (vpshufb), one per
- *        nibble of the window
- *     3. two lookups, one for each half of the hash, add up to the value 0..127
- *     4. vpmaddubsw and vpmaddwd multiply with the activations; pairs of products stay below
- *        2 * 127 * 127 < 2^15, so that nothing saturates
+ *     1. the hash is linear, so it is the XOR of lookups in tables of 16 (vpshufb), one for each of
+ *        the four or five nibbles that the window touches. With GFNI: of affine transforms, one for
+ *        each of its two or three bytes
+ *     2. two lookups, one for each half of the hash, add up to the value 0..127
+ *     3. vpmaddubsw and vpmaddwd multiply with the activations, four columns that all rows share;
+ *        pairs of products stay below 2 * 127 * 127 < 2^15, so that nothing saturates. With AVX-VNNI:
+ *        vpdpbusd. A 32-bit lane is a row
  *
  * Invariant: integer sums are exact in any order; the float kernels keep the 16 lanes of
  * docs/NUMERICS.md in two registers. Every result is compared with kernels/ref.c by memcmp.
@@ -232,277 +234,408 @@ static inline u32x16 i_dot4_small(u32x16 sum, const int8_t *bytes, const int8_t 
                 add_pairs(sum.b, _mm256_maddubs_epi16(x, load_bytes(bytes + 32))));
 }
 
+#ifdef AVXVNNI
+#define KERNEL(name) name##_avxvnni
+#else
 #define KERNEL(name) name##_avx2
+#endif
 #define FLOAT_BLOCK 2
 #define Q8_QUERIES 1
 #include "kernels/float_kernels.h"
 
 /* ---- Decoding ---------------------------------------------------------- */
 
-/* How far ahead of the tile at hand the codes are fetched; they are read once, in order. */
-enum { PREFETCH = 2048 };
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define EACH_WEIGHT(X)                                                                             \
+    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 
+/* The window of weight k begins at this bit of the block; 16 bits earlier, the block before. */
+#define WINDOW_BEGIN(h, k) ((int)(k) / 2 * (h) + ((k) % 2 != 0 ? (h) : ((h) + 1) / 2) - 16)
+
+/* The rate of values that have been decoded already: their planes are one for each weight. */
+enum { VALUES = 15 };
+
+/* What decoding one rate needs. */
 typedef struct decoder {
-    __m256i newer[2], older[2]; /* step 1, even and odd weights: bytes of the window's byte ... */
-    __m256i multiplier[2];      /* ... and the power of two that moves it to the upper half */
-    __m256i nibble[2][4];       /* step 2: hashes of a nibble, the oldest first */
-    __m256i high, low;          /* step 3 */
-    uint32_t half_bits;
+    __m256i high, low;
+#ifdef AVXVNNI
+    uint64_t matrix[CODE_BLOCK][3]; /* hash of what weight k's window has of its three bytes */
+#else
+    uint8_t nibble[CODE_BLOCK][5][16]; /* hashes of what it has of its four or five nibbles */
+#endif
 } decoder;
 
 static __m256i both_lanes(const uint8_t bytes[16]) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)bytes));
 }
 
-/*
- * In the lane of a row, byte 2 + i is byte i of the row's block, bytes 0 and 1 end the block
- * before. The newer byte of weight i of a parity begins at bit begin = end - 8 of the block, in
- * bytes first = floor(begin / 8) and the next; the older byte lies one byte earlier.
- */
-static void fill_step1(const struct code_table *code, int odd, decoder *d) {
-    uint8_t newer[16], older[16];
-    uint16_t multiplier[8];
-    for (int i = 0; i < 8; i++) {
-        int begin = i * code->half_bits + code->width[0] + odd * code->width[1] - 8;
-        int first = (begin + 8) / 8 - 1; /* begin >= -8 */
-        newer[2 * i] = (uint8_t)(2 + first);
-        newer[2 * i + 1] = (uint8_t)(3 + first);
-        older[2 * i] = (uint8_t)(1 + first);
-        older[2 * i + 1] = (uint8_t)(2 + first);
-        multiplier[i] = (uint16_t)(256 >> (begin - 8 * first));
-    }
-    d->newer[odd] = both_lanes(newer);
-    d->older[odd] = both_lanes(older);
-    d->multiplier[odd] = both_lanes((const uint8_t *)multiplier);
+/* Hash of a bit of the window, 0 for those outside. */
+static uint8_t hash_of_bit(const struct code_table *code, int bit) {
+    return bit >= 0 && bit < CODE_WINDOW ? code_hash(code, 1u << bit) : 0;
 }
 
+#ifdef AVXVNNI
+#define WINDOW_BYTE(h, k) ((WINDOW_BEGIN(h, k) + 16) / 8 - 2)
+#define WINDOW_SHIFT(h, k) (WINDOW_BEGIN(h, k) - 8 * WINDOW_BYTE(h, k))
+
+/* The matrix of vgf2p8affineqb for eight bits of a window: output bit i is the parity of the
+ * input AND byte 7 - i of the matrix. */
+static void fill_hash(const struct code_table *code, int k, decoder *d) {
+    for (int byte = 0; byte < 3; byte++) {
+        uint64_t matrix = 0;
+        for (int i = 0; i < 8; i++) {
+            for (int b = 0; b < 8; b++) {
+                const int bit = 8 * byte + b - WINDOW_SHIFT(code->half_bits, k);
+                matrix |= (uint64_t)(hash_of_bit(code, bit) >> i & 1) << (8 * (7 - i) + b);
+            }
+        }
+        d->matrix[k][byte] = matrix;
+    }
+}
+
+static ALWAYS_INLINE __m256i window_hash(const decoder *d, int h, int k, const __m256i *plane) {
+#define HASH(i)                                                                                    \
+    _mm256_gf2p8affine_epi64_epi8(p[i], _mm256_set1_epi64x((long long)d->matrix[k][i]), 0)
+    const __m256i *p = plane + 2 + WINDOW_BYTE(h, k);
+    const __m256i hash = _mm256_xor_si256(HASH(0), HASH(1));
+    return WINDOW_SHIFT(h, k) == 0 ? hash : _mm256_xor_si256(hash, HASH(2));
+#undef HASH
+}
+#else
+#define WINDOW_NIBBLE(h, k) ((WINDOW_BEGIN(h, k) + 16) / 4) /* from 16 bits before the block on */
+#define WINDOW_SHIFT(h, k) ((WINDOW_BEGIN(h, k) + 16) % 4)
+
+static void fill_hash(const struct code_table *code, int k, decoder *d) {
+    for (int n = 0; n < 5; n++) {
+        d->nibble[k][n][0] = 0;
+        for (int i = 1; i < 16; i++) {
+            const int bit = 4 * n + __builtin_ctz((unsigned)i) - WINDOW_SHIFT(code->half_bits, k);
+            d->nibble[k][n][i] = d->nibble[k][n][i & (i - 1)] ^ hash_of_bit(code, bit);
+        }
+    }
+}
+
+/* nibbles: of the planes, low and high ones in turn */
+static ALWAYS_INLINE __m256i window_hash(const decoder *d, int h, int k, const __m256i *nibbles) {
+#define HASH(i) _mm256_shuffle_epi8(both_lanes(d->nibble[k][i]), p[i])
+    const __m256i *p = nibbles + WINDOW_NIBBLE(h, k);
+    const __m256i hash = _mm256_xor_si256(_mm256_xor_si256(HASH(0), HASH(1)),
+                                          _mm256_xor_si256(HASH(2), HASH(3)));
+    return WINDOW_SHIFT(h, k) == 0 ? hash : _mm256_xor_si256(hash, HASH(4));
+#undef HASH
+}
+#endif
+
 static void decoder_fill(uint32_t half_bits, decoder *d) {
-    memset(d, 0, sizeof *d);
-    d->half_bits = half_bits;
     if (half_bits == 16) {
         return; /* int8 needs no decoding */
     }
     const struct code_table *code = code_table_get((int)half_bits);
-    for (int odd = 0; odd < 2; odd++) {
-        fill_step1(code, odd, d);
-        for (int n = 0; n < 4; n++) {
-            uint8_t hash[16] = {0};
-            for (int i = 1; i < 16; i++) {
-                hash[i] = code_hash(code, (unsigned)i << (4 * n));
-            }
-            d->nibble[odd][n] = both_lanes(hash);
-        }
+    for (int k = 0; k < CODE_BLOCK; k++) {
+        fill_hash(code, k, d);
     }
     d->high = both_lanes(code->high);
     d->low = both_lanes(code->low);
 }
 
-/* Step 1's source for rows r and r + 1 of the tile at p. */
-static inline __m256i load_rows(const uint8_t *p, uint32_t half_bits, uint32_t r) {
-    const uint8_t *block = p + r * half_bits - 2, *before = p + r * half_bits - 3 * half_bits - 2;
-#define LOAD(q) _mm_loadu_si128((const __m128i *)(const void *)(q))
-    __m256i now =
-        _mm256_inserti128_si256(_mm256_castsi128_si256(LOAD(block)), LOAD(block + half_bits), 1);
-    __m256i last =
-        _mm256_inserti128_si256(_mm256_castsi128_si256(LOAD(before)), LOAD(before + half_bits), 1);
-    return _mm256_blend_epi16(now, last, 0x01);
-}
-
-/* One byte of the windows of four rows: lane 0 has rows 0 and 2, lane 1 rows 1 and 3. */
-static inline __m256i window_byte(__m256i rows01, __m256i rows23, __m256i bytes,
-                                  __m256i multiplier) {
-    __m256i a = _mm256_mullo_epi16(_mm256_shuffle_epi8(rows01, bytes), multiplier);
-    __m256i b = _mm256_mullo_epi16(_mm256_shuffle_epi8(rows23, bytes), multiplier);
-    return _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
-}
-
-static inline __m256i window_hash(const decoder *d, int odd, __m256i newer, __m256i older) {
-    const __m256i low = _mm256_set1_epi8(15);
-    __m256i h0 = _mm256_shuffle_epi8(d->nibble[odd][0], _mm256_and_si256(older, low));
-    __m256i h1 =
-        _mm256_shuffle_epi8(d->nibble[odd][1], _mm256_and_si256(_mm256_srli_epi16(older, 4), low));
-    __m256i h2 = _mm256_shuffle_epi8(d->nibble[odd][2], _mm256_and_si256(newer, low));
-    __m256i h3 =
-        _mm256_shuffle_epi8(d->nibble[odd][3], _mm256_and_si256(_mm256_srli_epi16(newer, 4), low));
-    return _mm256_xor_si256(_mm256_xor_si256(h0, h1), _mm256_xor_si256(h2, h3));
-}
-
-static inline __m256i hash_value(const decoder *d, __m256i hash) {
+static ALWAYS_INLINE __m256i hash_value(const decoder *d, __m256i hash) {
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i high = _mm256_and_si256(_mm256_srli_epi16(hash, 4), nibble);
     return _mm256_add_epi8(_mm256_shuffle_epi8(d->high, high),
                            _mm256_shuffle_epi8(d->low, _mm256_and_si256(hash, nibble)));
 }
 
-/* Steps 1 to 3. Reads up to 10 bytes past the tile and most of the tile before it. */
-static inline void decode_tile(const decoder *d, const uint8_t *p, __m256i *rows01,
-                               __m256i *rows23) {
-    const __m256i source01 = load_rows(p, d->half_bits, 0),
-                  source23 = load_rows(p, d->half_bits, 2);
-    __m256i value[2];
-    for (int odd = 0; odd < 2; odd++) {
-        __m256i newer = window_byte(source01, source23, d->newer[odd], d->multiplier[odd]);
-        __m256i older = window_byte(source01, source23, d->older[odd], d->multiplier[odd]);
-        value[odd] = hash_value(d, window_hash(d, odd, newer, older));
+/* Eight rows of a row's last group, if it has fewer than four blocks: zeros for those that lack. */
+static void widen_group(const uint8_t *codes, uint32_t half_bits, uint32_t n_blocks, uint8_t *out) {
+    uint8_t from[16];
+    for (uint32_t i = 0; i < 16; i++) {
+        const uint32_t block = i % PACKED_GROUP;
+        from[i] = (uint8_t)(block < n_blocks ? i / PACKED_GROUP * n_blocks + block : 128);
     }
-    *rows01 = _mm256_unpacklo_epi8(value[0], value[1]);
-    *rows23 = _mm256_unpackhi_epi8(value[0], value[1]);
-}
-
-static inline void decode_to(const decoder *d, const uint8_t *tile, uint8_t *out) {
-    __m256i rows01, rows23;
-    decode_tile(d, tile, &rows01, &rows23);
-    _mm256_storeu_si256((__m256i *)(void *)out, rows01);
-    _mm256_storeu_si256((__m256i *)(void *)(out + 32), rows23);
-}
-
-/*
- * Decodes a whole strip, 64 bytes per tile: the four rows' 16 weights. The first and the last tile
- * pass through a buffer: zeros stand before the row, and nothing past it may be read.
- */
-static void unpack_strip(const packed_matrix *w, const decoder *d, uint32_t row, uint8_t *out) {
-    const size_t n_tiles = w->n_cols / 16, tile_bytes = (size_t)4 * w->half_bits;
-    const uint8_t *p = w->codes + row / 4 * n_tiles * tile_bytes;
-    if (w->half_bits == 16) {
-        memcpy(out, p, n_tiles * 64);
-        return;
+    const __m128i index = _mm_loadu_si128((const __m128i *)(const void *)from);
+    const __m128i present = _mm256_castsi256_si128(first_lanes(n_blocks));
+    for (uint32_t j = 0; j < half_bits; j++) {
+        for (size_t rows = 0; rows < 8; rows += 4) {
+            const int *p = (const int *)(const void *)(codes + rows * n_blocks);
+            _mm_storeu_si128((__m128i *)(void *)(out + (size_t)64 * j + 4 * rows),
+                             _mm_shuffle_epi8(_mm_maskload_epi32(p, present), index));
+        }
+        codes += (size_t)PACKED_STRIP * n_blocks;
     }
-    uint8_t edge[32 + 32 + 16] = {0};
-    memcpy(edge + tile_bytes, p, tile_bytes);
-    decode_to(d, edge + tile_bytes, out);
-    for (size_t i = 1; i + 1 < n_tiles; i++) {
-        _mm_prefetch((const char *)p + i * tile_bytes + PREFETCH, _MM_HINT_T0);
-        decode_to(d, p + i * tile_bytes, out + 64 * i);
-    }
-    if (n_tiles > 1) {
-        memcpy(edge, p + (n_tiles - 2) * tile_bytes, 2 * tile_bytes);
-        decode_to(d, edge + tile_bytes, out + 64 * (n_tiles - 1));
-    }
-}
-
-/* ---- Products ---------------------------------------------------------- */
-
-/* sum + products of unsigned v (or signed, if `i8`) with x, four neighbours in each lane */
-static inline __m256i add_products(__m256i sum, __m256i v, __m256i x, bool i8) {
-    __m256i pairs = i8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(x, v))
-                       : _mm256_maddubs_epi16(v, x);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
-static inline __m256i load_x(const int8_t *x) {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)x));
 }
 
 static inline __m256i load_v(const uint8_t *v) {
     return _mm256_loadu_si256((const __m256i *)(const void *)v);
 }
 
-/* Rows 0 1 and 2 3 of a strip in the 128-bit lanes of two accumulators: their four sums. */
-static inline __m128i sum_rows(__m256i rows01, __m256i rows23) {
-    __m256i halves = _mm256_hadd_epi32(rows01, rows23); /* 0 0 2 2 | 1 1 3 3 */
-    __m256i sums = _mm256_hadd_epi32(halves, halves);   /* 0 2 0 2 | 1 3 1 3 */
-    return _mm_unpacklo_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+/* sum + products of unsigned v (signed, if `i8`) with signed x, four blocks of a row in each lane;
+ * x: 4 bytes that all lanes share */
+static ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i v, const uint8_t *x, bool i8) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    const __m256i xv = _mm256_set1_epi32(four);
+#ifdef AVXVNNI
+    (void)i8;
+    return _mm256_dpbusd_avx_epi32(sum, v, xv);
+#else
+    __m256i pairs = i8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(xv, v))
+                       : _mm256_maddubs_epi16(v, xv);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
 
-/* Exact sums of four rows for one token to floats in y, for the first n rows. */
-static void store_rows(const packed_matrix *w, uint32_t row, uint32_t n, const activation *x,
-                       __m128i sums, float *y) {
-    const uint32_t centre = w->half_bits == 16 ? 0 : CODE_CENTRE;
-    int32_t exact[4];
-    sums = _mm_sub_epi32(sums, _mm_set1_epi32((int32_t)(centre * (uint32_t)x->sum)));
-    _mm_storeu_si128((__m128i *)(void *)exact, sums);
-    for (uint32_t i = 0; i < n; i++) {
-        float row_scale =
-            math_from_bits_f32((uint32_t)load_u16(w->scales + (size_t)2 * (row + i)) << 16);
-        y[row + i] = ((float)exact[i] * row_scale) * x->scale;
+/* ---- Products ---------------------------------------------------------- */
+
+enum {
+    MAX_TOKENS = 8,      /* of one pass over half a strip: their sums are in registers */
+    PASS_TOKENS = 64,    /* whose activations are arranged together */
+    GROUP_BYTES = 64,    /* of a plane, and of a token's activations */
+    PREFETCH_GROUPS = 4, /* how far ahead codes are fetched; they are read once, in order */
+#ifdef AVXVNNI
+    I8_CENTRE = 128
+#else
+    I8_CENTRE = 0
+#endif
+};
+
+/*
+ * The sums of rows first_row (0 or 8) .. + 7 of a strip for T tokens, one lane for each row. x: groups of T x 64
+ * activations in the order of arrange(). T = 0: the decoded values go to `values` instead, planes
+ * of 64 bytes like the codes'.
+ */
+static ALWAYS_INLINE void dot_rows(const decoder *d, const int h, const int T, const uint8_t *codes,
+                                   uint32_t n_blocks, uint32_t first_row, const uint8_t *x,
+                                   __m256i *sums, uint8_t *values) {
+    const int n_planes = h == VALUES ? 16 : h;
+    /* One token has two sums, for a product waits for the one before. */
+    const int n_sets = T == 1 ? 2 : 1;
+    __m256i acc[MAX_TOKENS];
+    for (int i = 0; i < MAX_TOKENS; i++) {
+        acc[i] = _mm256_setzero_si256();
+    }
+    __m256i before[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    uint8_t wide[16 * GROUP_BYTES];
+    for (uint32_t b = 0; b < n_blocks; b += PACKED_GROUP, x += (size_t)T * GROUP_BYTES) {
+        const uint8_t *p = codes + (size_t)PACKED_GROUP * first_row;
+        if (h != VALUES && n_blocks - b < PACKED_GROUP) {
+            const uint32_t n = n_blocks - b;
+            widen_group(codes + (size_t)n * first_row, (uint32_t)h, n, wide);
+            p = wide;
+        }
+        __m256i plane[18], nibble[36];
+#define LOAD(j)                                                                                    \
+    if (j < n_planes) {                                                                            \
+        plane[j + 2] = load_v(p + GROUP_BYTES * j);                                                \
+        if (h != VALUES) {                                                                         \
+            _mm_prefetch((const char *)p + GROUP_BYTES * (j + PREFETCH_GROUPS * n_planes),         \
+                         _MM_HINT_T0);                                                             \
+        }                                                                                          \
+    }
+        EACH_WEIGHT(LOAD)
+#undef LOAD
+        if (h < VALUES) { /* the last two bytes of the block before: one lane's next byte down */
+            plane[0] = _mm256_or_si256(_mm256_slli_epi32(plane[h], 8), before[0]);
+            plane[1] = _mm256_or_si256(_mm256_slli_epi32(plane[h + 1], 8), before[1]);
+            before[0] = _mm256_srli_epi32(plane[h], 24);
+            before[1] = _mm256_srli_epi32(plane[h + 1], 24);
+#ifndef AVXVNNI
+            const __m256i low = _mm256_set1_epi8(15);
+#define SPLIT(j)                                                                                   \
+    if (j < h + 2) {                                                                               \
+        nibble[2 * j] = _mm256_and_si256(plane[j], low);                                           \
+        nibble[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(plane[j], 4), low);                 \
+    }
+            EACH_WEIGHT(SPLIT)
+#undef SPLIT
+#endif
+        }
+#ifdef AVXVNNI
+        (void)nibble;
+#define HASHED plane
+#define UNSIGNED_I8(v) _mm256_xor_si256(v, _mm256_set1_epi8(-128))
+#else
+#define HASHED nibble
+#define UNSIGNED_I8(v) (v)
+#endif
+#define TOKEN(t, k)                                                                                \
+    if (t < T) {                                                                                   \
+        const int i = t + T * (k % n_sets);                                                        \
+        acc[i] = add_products(acc[i], v, x + GROUP_BYTES * t + 4 * k, h == 16);                    \
+    }
+#define WEIGHT(k)                                                                                  \
+    {                                                                                              \
+        const __m256i v = h == VALUES ? plane[k + 2]                                               \
+                          : h == 16   ? UNSIGNED_I8(plane[k + 2])                                  \
+                                      : hash_value(d, window_hash(d, h, k, HASHED));               \
+        if (T == 0) {                                                                              \
+            _mm256_storeu_si256((__m256i *)(void *)(values + GROUP_BYTES * k), v);                 \
+        }                                                                                          \
+        TOKEN(0, k) TOKEN(1, k) TOKEN(2, k) TOKEN(3, k)                                            \
+        TOKEN(4, k) TOKEN(5, k) TOKEN(6, k) TOKEN(7, k)                                            \
+    }
+        EACH_WEIGHT(WEIGHT)
+#undef WEIGHT
+#undef TOKEN
+        codes += (size_t)GROUP_BYTES * (size_t)n_planes;
+        values += T == 0 ? GROUP_BYTES * CODE_BLOCK : 0;
+    }
+    for (int t = 0; t < T; t++) {
+        sums[t] = n_sets == 2 ? _mm256_add_epi32(acc[t], acc[t + 1]) : acc[t];
     }
 }
 
-/* One decoded strip against one token, or four. */
-static inline void dot_strip(const uint8_t *v, const int8_t *x, uint32_t n_cols, bool i8,
-                             __m128i *sums) {
-    __m256i a = _mm256_setzero_si256(), b = a;
-    for (size_t c = 0; c < n_cols; c += 16) {
-        const __m256i xv = load_x(x + c);
-        a = add_products(a, load_v(v + 4 * c), xv, i8);
-        b = add_products(b, load_v(v + 4 * c + 32), xv, i8);
+typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks,
+                    uint32_t first_row, const uint8_t *x, __m256i *sums);
+typedef void values_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks,
+                       uint32_t first_row, uint8_t *values);
+
+#define DOT(h, T)                                                                                  \
+    static void dot_##h##_##T(const decoder *d, const uint8_t *codes, uint32_t n_blocks,           \
+                              uint32_t first_row, const uint8_t *x, __m256i *sums) {               \
+        dot_rows(d, h, T, codes, n_blocks, first_row, x, sums, NULL);                              \
     }
-    *sums = sum_rows(a, b);
+#define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8)
+#define DECODE(h)                                                                                  \
+    static void values_##h(const decoder *d, const uint8_t *codes, uint32_t n_blocks,              \
+                           uint32_t first_row, uint8_t *values) {                                  \
+        dot_rows(d, h, 0, codes, n_blocks, first_row, NULL, NULL, values);                         \
+    }
+DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(15) DOTS(16)
+DECODE(4) DECODE(5) DECODE(6) DECODE(7) DECODE(8)
+
+static const uint32_t pass_sizes[] = {1, 2, 4, 8};
+#define ROW(h) {dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8}
+static dot_fn *const dots[][4] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(15), ROW(16)};
+#undef ROW
+static values_fn *const decode_rows[] = {values_4, values_5, values_6, values_7, values_8};
+
+static inline size_t rate_index(uint32_t half_bits) {
+    return half_bits >= VALUES ? half_bits - 10 : half_bits - 4;
 }
 
-static inline void dot_strip4(const uint8_t *v, const int8_t *const x[4], uint32_t n_cols, bool i8,
-                              __m128i sums[4]) {
-    __m256i a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0;
-    __m256i b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-    for (size_t c = 0; c < n_cols; c += 16) {
-        const __m256i va = load_v(v + 4 * c), vb = load_v(v + 4 * c + 32);
-        const __m256i x0 = load_x(x[0] + c), x1 = load_x(x[1] + c);
-        a0 = add_products(a0, va, x0, i8);
-        b0 = add_products(b0, vb, x0, i8);
-        a1 = add_products(a1, va, x1, i8);
-        b1 = add_products(b1, vb, x1, i8);
-        const __m256i x2 = load_x(x[2] + c), x3 = load_x(x[3] + c);
-        a2 = add_products(a2, va, x2, i8);
-        b2 = add_products(b2, vb, x2, i8);
-        a3 = add_products(a3, va, x3, i8);
-        b3 = add_products(b3, vb, x3, i8);
+/* The smallest pass for n tokens, n >= 1. */
+static size_t pass_index(uint32_t n) {
+    size_t i = 0;
+    while (pass_sizes[i] < n && pass_sizes[i] < MAX_TOKENS) {
+        i++;
     }
-    sums[0] = sum_rows(a0, b0);
-    sums[1] = sum_rows(a1, b1);
-    sums[2] = sum_rows(a2, b2);
-    sums[3] = sum_rows(a3, b3);
+    return i;
 }
 
-static void matmul_packed_avx2(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
-                               const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
-                               uint8_t *scratch) {
-    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % 4 == 0);
-    const bool i8 = w->half_bits == 16;
+/*
+ * One token's activations for products with groups: of each 64, four of one weight's number, then
+ * four of the next: those of the group's blocks, zeros past the last. Groups lie `step` bytes apart.
+ */
+static void arrange(const int8_t *q, uint32_t n_cols, uint8_t *out, size_t step) {
+    for (uint32_t c = 0; c < n_cols; c += 64, out += step) {
+        __m128i block[PACKED_GROUP];
+        for (uint32_t b = 0; b < PACKED_GROUP; b++) {
+            block[b] = c + 16 * b < n_cols
+                           ? _mm_loadu_si128((const __m128i *)(const void *)(q + c + 16 * b))
+                           : _mm_setzero_si128();
+        }
+        const __m128i ab0 = _mm_unpacklo_epi8(block[0], block[1]);
+        const __m128i ab8 = _mm_unpackhi_epi8(block[0], block[1]);
+        const __m128i cd0 = _mm_unpacklo_epi8(block[2], block[3]);
+        const __m128i cd8 = _mm_unpackhi_epi8(block[2], block[3]);
+        __m128i *o = (__m128i *)(void *)out;
+        _mm_storeu_si128(o, _mm_unpacklo_epi16(ab0, cd0));
+        _mm_storeu_si128(o + 1, _mm_unpackhi_epi16(ab0, cd0));
+        _mm_storeu_si128(o + 2, _mm_unpacklo_epi16(ab8, cd8));
+        _mm_storeu_si128(o + 3, _mm_unpackhi_epi16(ab8, cd8));
+    }
+}
+
+/* Exact sums of n <= 8 rows for one token to floats. */
+static inline void store_rows(const packed_matrix *w, uint32_t row, uint32_t n, const activation *x,
+                              __m256i sums, float *y) {
+    const uint32_t centre = w->half_bits == 16 ? I8_CENTRE : CODE_CENTRE;
+    sums = _mm256_sub_epi32(sums, _mm256_set1_epi32((int32_t)(centre * (uint32_t)x->sum)));
+    uint16_t bf16[8] = {0};
+    memcpy(bf16, w->scales + (size_t)2 * row, 2 * (size_t)n);
+    const __m256i scales = _mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)bf16)), 16);
+    const __m256 out =
+        _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_castsi256_ps(scales)),
+                      _mm256_set1_ps(x->scale));
+    if (n == 8) {
+        _mm256_storeu_ps(y + row, out);
+    } else {
+        _mm256_maskstore_ps(y + row, first_lanes(n), out);
+    }
+}
+
+/* At most PASS_TOKENS tokens: their activations are arranged in scratch, 8 tokens after 8. Rows
+ * that are wanted in several passes are decoded once, to the rest of scratch. */
+static void matmul_tokens(const packed_matrix *w, const decoder *d, uint32_t row_begin,
+                          uint32_t row_end, const activation *x, uint32_t n_tokens, float *y,
+                          size_t y_stride, uint8_t *scratch) {
+    const uint32_t n_blocks = w->n_cols / CODE_BLOCK;
+    const size_t n_groups = (n_blocks + PACKED_GROUP - 1) / PACKED_GROUP;
+    const size_t strip_bytes = (size_t)PACKED_STRIP * n_blocks * w->half_bits;
+    uint8_t *values = scratch + PASS_TOKENS * n_groups * GROUP_BYTES;
+    const bool twice = n_tokens > MAX_TOKENS && w->half_bits != 16;
+    dot_fn *const *dot = dots[rate_index(twice ? VALUES : w->half_bits)];
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        const uint32_t first = t / MAX_TOKENS * MAX_TOKENS;
+        const size_t step = (size_t)pass_sizes[pass_index(n_tokens - first)] * GROUP_BYTES;
+        arrange(x[t].q, w->n_cols, scratch + (first * n_groups + (t - first)) * GROUP_BYTES, step);
+    }
+    for (uint32_t r = row_begin; r < row_end; r += 8) {
+        const uint32_t n_rows = row_end - r < 8 ? row_end - r : 8, first_row = r % PACKED_STRIP;
+        const uint8_t *codes = w->codes + r / PACKED_STRIP * strip_bytes;
+        if (twice) {
+            decode_rows[rate_index(w->half_bits)](d, codes, n_blocks, first_row,
+                                                  values + PACKED_GROUP * first_row);
+            codes = values;
+        }
+        for (uint32_t first = 0; first < n_tokens; first += MAX_TOKENS) {
+            const uint32_t n = n_tokens - first < MAX_TOKENS ? n_tokens - first : MAX_TOKENS;
+            __m256i sums[MAX_TOKENS];
+            dot[pass_index(n)](d, codes, n_blocks, first_row,
+                               scratch + first * n_groups * GROUP_BYTES, sums);
+            for (uint32_t t = first; t < first + n; t++) {
+                store_rows(w, r, n_rows, &x[t], sums[t - first], y + t * y_stride);
+            }
+        }
+    }
+}
+
+static void KERNEL(matmul_packed)(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
+                                  const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
+                                  uint8_t *scratch) {
+    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS &&
+           row_begin % PACKED_STRIP == 0);
     decoder d;
     decoder_fill(w->half_bits, &d);
-    for (uint32_t r = row_begin; r < row_end; r += 4) {
-        const uint32_t n = row_end - r < 4 ? row_end - r : 4;
-        unpack_strip(w, &d, r, scratch);
-        uint32_t t = 0;
-        for (; n_tokens - t >= 4; t += 4) {
-            const int8_t *q[4] = {x[t].q, x[t + 1].q, x[t + 2].q, x[t + 3].q};
-            __m128i sums[4];
-            if (i8) {
-                dot_strip4(scratch, q, w->n_cols, true, sums);
-            } else {
-                dot_strip4(scratch, q, w->n_cols, false, sums);
-            }
-            for (uint32_t i = 0; i < 4; i++) {
-                store_rows(w, r, n, &x[t + i], sums[i], y + (t + i) * y_stride);
-            }
-        }
-        for (; t < n_tokens; t++) {
-            __m128i sums;
-            if (i8) {
-                dot_strip(scratch, x[t].q, w->n_cols, true, &sums);
-            } else {
-                dot_strip(scratch, x[t].q, w->n_cols, false, &sums);
-            }
-            store_rows(w, r, n, &x[t], sums, y + t * y_stride);
-        }
+    for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
+        matmul_tokens(w, &d, row_begin, row_end, x + t,
+                      n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS, y + t * y_stride,
+                      y_stride, scratch);
     }
 }
 
+#ifdef AVXVNNI
+const kernels kernels_avxvnni = {
+    .name = "avxvnni",
+    .macs_per_microsecond = 40000,
+#else
 const kernels kernels_avx2 = {
     .name = "avx2",
-    .macs_per_microsecond = 10000,
-    .matmul_packed = matmul_packed_avx2,
-    .unpack_row = unpack_row_avx2,
-    .quantize_activation = quantize_activation_avx2,
-    .matmul_f32 = matmul_f32_avx2,
-    .row_to_f32 = row_to_f32_avx2,
-    .rmsnorm = rmsnorm_avx2,
-    .rope = rope_avx2,
-    .swiglu = swiglu_avx2,
-    .add = add_avx2,
-    .attention = attention_avx2,
-    .rotate = rotate_avx2,
-    .rotate_inverse = rotate_inverse_avx2,
+    .macs_per_microsecond = 20000,
+#endif
+    .matmul_packed = KERNEL(matmul_packed),
+    .unpack_row = KERNEL(unpack_row),
+    .quantize_activation = KERNEL(quantize_activation),
+    .matmul_f32 = KERNEL(matmul_f32),
+    .row_to_f32 = KERNEL(row_to_f32),
+    .rmsnorm = KERNEL(rmsnorm),
+    .rope = KERNEL(rope),
+    .swiglu = KERNEL(swiglu),
+    .add = KERNEL(add),
+    .attention = KERNEL(attention),
+    .rotate = KERNEL(rotate),
+    .rotate_inverse = KERNEL(rotate_inverse),
 };
 
 #else

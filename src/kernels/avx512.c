@@ -1,16 +1,15 @@
 /*
- * avx512.c - kernels for x86-64 with AVX-512 F, BW, VL, DQ, VBMI, VNNI and GFNI.
+ * avx512.c - kernels for x86-64 with AVX-512 F, BW, VL, DQ, VBMI, VBMI2, VNNI and GFNI.
  *
- * Decoding 64 weights (a tile: 4 rows of 16) takes some ten instructions. In the 128-bit lane of
- * a row the weights stand in the order 0 2 4 .. 14, 1 3 5 .. 15, so that each group of 8 bytes
- * has one parity:
+ * A vector holds one byte of each of a group's 64 blocks (16 rows x 4 blocks of 16 columns): all
+ * its lanes have the same place in a block, so that the windows of weight k lie alike in all of
+ * them. Decoding weight k of the 64 blocks:
  *
- *     1. a byte permutation brings the bits around each group's windows into its 8 bytes, and
- *        multishift cuts out the newer byte of every window; a second pair the older byte
- *     2. two affine transforms over GF(2) (vgf2p8affineqb), one per byte of the window, and an
- *        XOR make the hash: it is linear
- *     3. two lookups (vpermb), one for each half of the hash, add up to the value 0..127
- *     4. vpdpbusd multiplies with the activations and adds up in int32
+ *     1. an affine transform over GF(2) (vgf2p8affineqb) for each of the three bytes that the window
+ *        touches hashes what the window has of it, whatever the shift; a XOR of the three
+ *     2. two lookups (vpermb), one for each half of the hash, add up to the value 0..127
+ *     3. vpdpbusd multiplies with the activations of each token at once, four columns that all
+ *        rows share, and adds up in int32: a lane is a row
  *
  * Invariant: integer sums are exact in any order; the float kernels keep the 16 lanes of
  * docs/NUMERICS.md in one register. Every result is compared with kernels/ref.c by memcmp.
@@ -176,56 +175,23 @@ static inline u32x16 i_dot4_small(u32x16 sum, const int8_t *bytes, const int8_t 
 
 /* ---- Decoding ---------------------------------------------------------- */
 
-/* What decoding one rate needs; in registers during a loop. */
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define EACH_WEIGHT(X)                                                                             \
+    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+
+/*
+ * A window lies in three bytes of the row at most, from byte WINDOW_BYTE of the block on: bits
+ * WINDOW_SHIFT .. WINDOW_SHIFT + 15 of them.
+ */
+#define WINDOW_BEGIN(h, k) ((int)(k) / 2 * (h) + ((k) % 2 != 0 ? (h) : ((h) + 1) / 2) - 16)
+#define WINDOW_BYTE(h, k) ((WINDOW_BEGIN(h, k) + 16) / 8 - 2)
+#define WINDOW_SHIFT(h, k) (WINDOW_BEGIN(h, k) - 8 * WINDOW_BYTE(h, k))
+
+/* What decoding one rate needs. */
 typedef struct decoder {
-    __m512i newer_bytes, newer_shifts;  /* step 1, the newer byte of the windows */
-    __m512i older_bytes, older_shifts;  /* step 1, the older byte */
-    __m512i newer_matrix, older_matrix; /* step 2 */
-    __m512i high, low;                  /* step 3 */
-    __mmask64 first, later;             /* bytes of a load that exist, at a row's start and later */
-    uint32_t tile_bytes;
+    __m512i high, low;
+    uint64_t matrix[CODE_BLOCK][3]; /* hash of what weight k's window has of its three bytes */
 } decoder;
-
-/*
- * Step 1 for the byte of the window that begins `before` bits ahead of a weight's end. A load
- * starts one tile early: row r's block of the tile before lies at r * half_bits, its block of the
- * tile at hand at (4 + r) * half_bits. For every group: which bytes of the load, from the one
- * with the first bit on, and where in them the eight pieces start.
- */
-static void fill_step1(const struct code_table *code, int before, __m512i *bytes_out,
-                       __m512i *shifts_out) {
-    const int half_bits = code->half_bits;
-    uint8_t bytes[64], shifts[64];
-    for (int at = 0; at < 64; at++) {
-        const int row = at / 16, odd = at / 8 % 2, i = at % 8;
-        const int begin = code->width[0] + odd * code->width[1] - before; /* of piece 0 */
-        const int first = (begin + 16) / 8 - 2;                           /* begin >= -16 */
-        const int byte = first + i;
-        bytes[at] =
-            (uint8_t)(byte < 0 ? (row + 1) * half_bits + byte : (4 + row) * half_bits + byte);
-        shifts[at] = (uint8_t)(begin - 8 * first + half_bits * i);
-    }
-    *bytes_out = _mm512_loadu_si512(bytes);
-    *shifts_out = _mm512_loadu_si512(shifts);
-}
-
-/*
- * At 4 bits the pieces of even weights straddle nine bytes. There the window of weight 2i is the
- * high half of byte i-2, byte i-1 and the low half of byte i; that of 2i+1 bytes i-1 and i. Step 1
- * joins byte i and, for even weights, the high half of byte i-2.
- */
-static void fill_step1_4bit(__m512i *newest, __m512i *middle, __m512i *oldest) {
-    uint8_t bytes[3][64];
-    for (int at = 0; at < 64; at++) {
-        for (int back = 0; back < 3; back++) {
-            const int row = at / 16, byte = at % 8 - back;
-            bytes[back][at] = (uint8_t)((byte < 0 ? (row + 1) * 8 : (4 + row) * 8) + byte);
-        }
-    }
-    *newest = _mm512_loadu_si512(bytes[0]);
-    *middle = _mm512_loadu_si512(bytes[1]);
-    *oldest = _mm512_loadu_si512(bytes[2]);
-}
 
 /*
  * The matrix of vgf2p8affineqb for eight bits whose hashes are given: output bit i is the parity
@@ -243,36 +209,20 @@ static uint64_t affine_matrix(const uint8_t hash[8]) {
     return matrix;
 }
 
-/* Groups alternate between even and odd weights. */
-static __m512i both_matrices(const uint8_t even[8], const uint8_t odd[8]) {
-    const long long e = (long long)affine_matrix(even), o = (long long)affine_matrix(odd);
-    return _mm512_set_epi64(o, e, o, e, o, e, o, e);
-}
-
-static decoder decoder_make(uint32_t half_bits) {
-    decoder d;
-    memset(&d, 0, sizeof d);
+static void decoder_fill(uint32_t half_bits, decoder *d) {
     if (half_bits == 16) {
-        return d; /* int8 needs no decoding */
+        return; /* int8 needs no decoding */
     }
     const struct code_table *code = code_table_get((int)half_bits);
-    uint8_t column[16];
-    for (int j = 0; j < 16; j++) {
-        column[j] = code_hash(code, 1u << j);
-    }
-    if (half_bits == 8) {
-        uint8_t even[8];
-        memcpy(even, column + 12, 4);
-        memcpy(even + 4, column, 4);
-        fill_step1_4bit(&d.newer_bytes, &d.older_bytes, &d.newer_shifts);
-        d.newer_matrix = both_matrices(even, column + 8);
-        d.older_matrix = both_matrices(column + 4, column);
-        d.older_shifts = _mm512_maskz_set1_epi8(0x00ff00ff00ff00ff, (char)0xf0); /* even groups */
-    } else {
-        fill_step1(code, 8, &d.newer_bytes, &d.newer_shifts);
-        fill_step1(code, 16, &d.older_bytes, &d.older_shifts);
-        d.newer_matrix = both_matrices(column + 8, column + 8);
-        d.older_matrix = both_matrices(column, column);
+    for (int k = 0; k < CODE_BLOCK; k++) {
+        for (int byte = 0; byte < 3; byte++) {
+            uint8_t hash[8];
+            for (int b = 0; b < 8; b++) {
+                const int bit = 8 * byte + b - WINDOW_SHIFT((int)half_bits, k);
+                hash[b] = bit >= 0 && bit < CODE_WINDOW ? code_hash(code, 1u << bit) : 0;
+            }
+            d->matrix[k][byte] = affine_matrix(hash);
+        }
     }
     /* vpermb looks at six bits: the tables repeat for those that are not meant. */
     uint8_t high[64], low[64];
@@ -280,69 +230,160 @@ static decoder decoder_make(uint32_t half_bits) {
         high[i] = code->high[i >> 2];
         low[i] = code->low[i & 15];
     }
-    d.high = _mm512_loadu_si512(high);
-    d.low = _mm512_loadu_si512(low);
-    d.tile_bytes = 4 * half_bits;
-    d.later = half_bits == 8 ? ~(__mmask64)0 : ((__mmask64)1 << (8 * half_bits)) - 1;
-    d.first = d.later & ~(((__mmask64)1 << (4 * half_bits)) - 1);
-    return d;
+    d->high = _mm512_loadu_si512(high);
+    d->low = _mm512_loadu_si512(low);
 }
 
-/* Steps 1 to 3: the values of a tile; `raw` is loaded from one tile before it. */
-static inline __m512i decode_tile(const decoder *d, bool four_bits, __m512i raw) {
-    __m512i newer, older;
-    if (four_bits) {
-        newer = _mm512_ternarylogic_epi32(d->older_shifts,
-                                          _mm512_permutexvar_epi8(d->newer_shifts, raw),
-                                          _mm512_permutexvar_epi8(d->newer_bytes, raw), 0xca);
-        older = _mm512_permutexvar_epi8(d->older_bytes, raw);
-    } else {
-        newer = _mm512_multishift_epi64_epi8(d->newer_shifts,
-                                             _mm512_permutexvar_epi8(d->newer_bytes, raw));
-        older = _mm512_multishift_epi64_epi8(d->older_shifts,
-                                             _mm512_permutexvar_epi8(d->older_bytes, raw));
-    }
-    __m512i hash = _mm512_xor_si512(_mm512_gf2p8affine_epi64_epi8(newer, d->newer_matrix, 0),
-                                    _mm512_gf2p8affine_epi64_epi8(older, d->older_matrix, 0));
+/* Values of weight k of each of a group's blocks; plane[j]: byte j - 2 of the blocks. */
+static ALWAYS_INLINE __m512i decode(const decoder *d, int h, int k, const __m512i *plane) {
+#define HASH(i)                                                                                    \
+    _mm512_gf2p8affine_epi64_epi8(p[i], _mm512_set1_epi64((long long)d->matrix[k][i]), 0)
+    const __m512i *p = plane + 2 + WINDOW_BYTE(h, k);
+    const __m512i hash = WINDOW_SHIFT(h, k) == 0
+                             ? _mm512_xor_si512(HASH(0), HASH(1))
+                             : _mm512_ternarylogic_epi64(HASH(0), HASH(1), HASH(2), 0x96);
+#undef HASH
     return _mm512_add_epi8(_mm512_permutexvar_epi8(_mm512_srli_epi16(hash, 2), d->high),
                            _mm512_permutexvar_epi8(hash, d->low));
 }
 
-/* Loads a tile of int8 weights as unsigned numbers, 128 more. */
-static inline __m512i load_i8(const uint8_t *tile) {
-    return _mm512_xor_si512(_mm512_loadu_si512(tile), _mm512_set1_epi8(-128));
+/* The last group of a row may have fewer than four blocks: puts zeros for those that lack. */
+static void widen_group(const uint8_t *codes, uint32_t half_bits, uint32_t n_blocks, uint8_t *out) {
+    uint8_t from[64];
+    for (uint32_t i = 0; i < 64; i++) {
+        from[i] = (uint8_t)(i / PACKED_GROUP * n_blocks + i % PACKED_GROUP);
+    }
+    const __m512i index = _mm512_loadu_si512(from);
+    const __mmask64 present = 0x1111111111111111u * ((1u << n_blocks) - 1);
+    const __mmask64 read = ((__mmask64)1 << (PACKED_STRIP * n_blocks)) - 1;
+    for (uint32_t j = 0; j < half_bits; j++, codes += (size_t)PACKED_STRIP * n_blocks) {
+        __m512i plane = _mm512_maskz_loadu_epi8(read, codes);
+        _mm512_storeu_si512(out + (size_t)64 * j,
+                            _mm512_maskz_permutexvar_epi8(present, index, plane));
+    }
 }
 
-/* Within 16 bytes: 0 2 4 .. 14, 1 3 .. 15 from the natural order, and back. */
-static inline __m512i to_split_order(__m512i x) {
-    return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1,
-                                                                       3, 5, 7, 9, 11, 13, 15)));
-}
-static inline __m512i to_natural_order(__m512i x) {
-    return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4,
-                                                                       12, 5, 13, 6, 14, 7, 15)));
-}
-
-/* sum + products of unsigned v with signed x, four neighbours in each lane */
-static inline __m512i add_products(__m512i sum, __m512i v, __m512i x) {
-#if defined(__clang__)
-    return _mm512_dpbusd_epi32(sum, v, x);
-#else /* gcc 12 copies every sum to another register before and back after the intrinsic */
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(v), "v"(x));
+/* sum + products of unsigned v with signed x, four blocks of a row in each lane; x: 4 bytes that
+ * all lanes share */
+static ALWAYS_INLINE __m512i add_products(__m512i sum, __m512i v, const uint8_t *x) {
+    /* gcc 12 copies every sum to another register before and back after the intrinsic */
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(v), "m"(*(const uint32_t *)x));
     return sum;
-#endif
 }
 
-/* ---- From sums to floats ----------------------------------------------- */
+/* ---- Products ---------------------------------------------------------- */
 
-/* Each 128-bit lane of an accumulator holds four partial sums of a row. The result has the four
- * rows of a in its lane 0, those of b, c and d in lanes 1, 2 and 3. */
-static inline __m512i sum_rows(__m512i a, __m512i b, __m512i c, __m512i d) {
-    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    __m512i rows = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    return _mm512_permutexvar_epi32(
-        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), rows);
+enum {
+    MAX_TOKENS = 16,     /* of one pass over a strip: their sums are in registers */
+    PASS_TOKENS = 64,    /* whose activations are arranged together */
+    GROUP_BYTES = 64,    /* of a plane, and of a token's activations */
+    PREFETCH_GROUPS = 8, /* how far ahead codes are fetched; they are read once, in order */
+};
+
+/*
+ * A strip's sums for T tokens, one lane for each row. x: groups of T x 64 activations in the order
+ * of arrange().
+ */
+static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
+                                    const uint8_t *codes, uint32_t n_blocks, const uint8_t *x,
+                                    __m512i sums[MAX_TOKENS]) {
+    /* Few tokens have several sums each, for a product waits for the one before. */
+    const int n_sets = T < 4 ? 4 / T : 1;
+    __m512i acc[MAX_TOKENS];
+    for (int i = 0; i < MAX_TOKENS; i++) {
+        acc[i] = _mm512_setzero_si512();
+    }
+    __m512i before[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    uint8_t wide[16 * GROUP_BYTES];
+    for (uint32_t b = 0; b < n_blocks; b += PACKED_GROUP, x += (size_t)T * GROUP_BYTES) {
+        if (n_blocks - b < PACKED_GROUP) {
+            widen_group(codes, (uint32_t)h, n_blocks - b, wide);
+            codes = wide;
+        }
+        __m512i plane[18];
+#define LOAD(j)                                                                                    \
+    if (j < h) {                                                                                   \
+        plane[j + 2] = _mm512_loadu_si512(codes + GROUP_BYTES * j);                                \
+        _mm_prefetch((const char *)codes + GROUP_BYTES * (j + PREFETCH_GROUPS * h), _MM_HINT_T0);  \
+    }
+        EACH_WEIGHT(LOAD)
+#undef LOAD
+        if (h != 16) { /* the last two bytes of the block before: one lane's next byte down */
+            plane[0] = _mm512_shldi_epi32(plane[h], before[0], 8);
+            plane[1] = _mm512_shldi_epi32(plane[h + 1], before[1], 8);
+            before[0] = plane[h], before[1] = plane[h + 1];
+        }
+#define TOKEN(t, k)                                                                                \
+    if (t < T) {                                                                                   \
+        const int i = t + T * (k % n_sets);                                                        \
+        acc[i] = add_products(acc[i], v, x + GROUP_BYTES * t + 4 * k);                             \
+    }
+#define WEIGHT(k)                                                                                  \
+    {                                                                                              \
+        const __m512i v =                                                                          \
+            h == 16 ? _mm512_xor_si512(plane[k + 2], _mm512_set1_epi8(-128)) /* unsigned: + 128 */ \
+                    : decode(d, h, k, plane);                                                      \
+        TOKEN(0, k) TOKEN(1, k) TOKEN(2, k) TOKEN(3, k) TOKEN(4, k) TOKEN(5, k) TOKEN(6, k)        \
+        TOKEN(7, k) TOKEN(8, k) TOKEN(9, k) TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k)    \
+        TOKEN(14, k) TOKEN(15, k)                                                                  \
+    }
+        EACH_WEIGHT(WEIGHT)
+#undef WEIGHT
+#undef TOKEN
+        codes += (size_t)GROUP_BYTES * (size_t)h;
+    }
+    for (int t = 0; t < T; t++) {
+        sums[t] = acc[t];
+        for (int s = 1; s < n_sets; s++) {
+            sums[t] = _mm512_add_epi32(sums[t], acc[t + T * s]);
+        }
+    }
+}
+
+typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks, const uint8_t *x,
+                    __m512i *sums);
+
+#define DOT(h, T)                                                                                  \
+    static void dot_##h##_##T(const decoder *d, const uint8_t *codes, uint32_t n_blocks,           \
+                              const uint8_t *x, __m512i *sums) {                                   \
+        dot_strip(d, h, T, codes, n_blocks, x, sums);                                              \
+    }
+#define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8) DOT(h, 12) DOT(h, 16)
+DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(16)
+
+static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
+#define ROW(h) {dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8, dot_##h##_12, dot_##h##_16}
+static dot_fn *const dots[][6] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(16)};
+#undef ROW
+
+static inline size_t rate_index(uint32_t half_bits) {
+    return half_bits == 16 ? 5 : half_bits - 4;
+}
+
+/* The smallest pass for n tokens, n >= 1. */
+static size_t pass_index(uint32_t n) {
+    size_t i = 0;
+    while (pass_sizes[i] < n && pass_sizes[i] < MAX_TOKENS) {
+        i++;
+    }
+    return i;
+}
+
+/*
+ * One token's activations for products with groups: of each 64, four of one weight's number, then
+ * four of the next: those of the group's blocks, zeros past the last. Groups lie `step` bytes apart.
+ */
+static void arrange(const int8_t *q, uint32_t n_cols, uint8_t *out, size_t step) {
+    uint8_t from[64];
+    for (uint32_t i = 0; i < 64; i++) {
+        from[i] = (uint8_t)(i % PACKED_GROUP * CODE_BLOCK + i / PACKED_GROUP);
+    }
+    const __m512i index = _mm512_loadu_si512(from);
+    for (uint32_t c = 0; c < n_cols; c += 64, out += step) {
+        const __mmask64 present = n_cols - c >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n_cols - c)) - 1;
+        _mm512_storeu_si512(
+            out, _mm512_permutexvar_epi8(index, _mm512_maskz_loadu_epi8(present, q + c)));
+    }
 }
 
 /* Scales of rows [row, row + n), n <= 16, as floats. */
@@ -351,198 +392,53 @@ static inline __m512 load_scales(const packed_matrix *w, uint32_t row, uint32_t 
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
 }
 
-/* ---- One token --------------------------------------------------------- */
-
-/* How far ahead of the tile at hand the codes are fetched; they are read once, in order. */
-enum { PREFETCH = 3072 };
-
-/* One strip against one token in split order: the four sums of each row. */
-static inline __m512i dot_strip(const decoder *d, bool four_bits, const uint8_t *p, const int8_t *x,
-                                uint32_t n_tiles) {
-    const size_t step = d->tile_bytes;
-    __m512i a0 = _mm512_setzero_si512(), a1 = a0, a2 = a0, a3 = a0;
-#define TILE(sum, i, mask)                                                                         \
-    sum = add_products(                                                                            \
-        sum,                                                                                       \
-        decode_tile(d, four_bits, _mm512_maskz_loadu_epi8(mask, p + (i)*step - d->tile_bytes)),    \
-        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(x + 16 * (i)))))
-    TILE(a0, 0, d->first);
-    uint32_t left = n_tiles - 1;
-    p += step, x += 16;
-    for (; left >= 4; left -= 4, p += 4 * step, x += 64) {
-        _mm_prefetch((const char *)p + PREFETCH, _MM_HINT_T0);
-        _mm_prefetch((const char *)p + PREFETCH + 64, _MM_HINT_T0);
-        TILE(a0, 0, d->later);
-        TILE(a1, 1, d->later);
-        TILE(a2, 2, d->later);
-        TILE(a3, 3, d->later);
-    }
-    for (; left > 0; left--, p += step, x += 16) {
-        TILE(a0, 0, d->later);
-    }
-#undef TILE
-    return _mm512_add_epi32(_mm512_add_epi32(a0, a1), _mm512_add_epi32(a2, a3));
-}
-
-static inline __m512i dot_strip_i8(const uint8_t *p, const int8_t *x, uint32_t n_tiles) {
-    __m512i a0 = _mm512_setzero_si512(), a1 = a0;
-    for (size_t i = 0; i < n_tiles; i++) {
-        const __m512i xv =
-            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(x + 16 * i)));
-        _mm_prefetch((const char *)p + 64 * i + PREFETCH, _MM_HINT_T0);
-        if (i % 2 == 0) {
-            a0 = add_products(a0, load_i8(p + 64 * i), xv);
-        } else {
-            a1 = add_products(a1, load_i8(p + 64 * i), xv);
-        }
-    }
-    return _mm512_add_epi32(a0, a1);
-}
-
-static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
-                   const activation *x, float *y, uint8_t *scratch) {
-    const uint32_t n_tiles = w->n_cols / 16, half_bits = w->half_bits;
-    const size_t strip_bytes = (size_t)n_tiles * 4 * half_bits;
-    const int8_t *q = x->q;
-    const decoder d = decoder_make(half_bits);
-    if (half_bits != 16) {
-        for (uint32_t i = 0; i < n_tiles; i++) {
-            __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(q + (size_t)16 * i));
-            _mm_storeu_si128((__m128i *)(void *)(scratch + (size_t)16 * i),
-                             _mm512_castsi512_si128(to_split_order(_mm512_castsi128_si512(v))));
-        }
-        q = (const int8_t *)scratch;
-    }
-    const int32_t centre = half_bits == 16 ? 128 : CODE_CENTRE;
-    const __m512i offset = _mm512_mullo_epi32(_mm512_set1_epi32(centre), _mm512_set1_epi32(x->sum));
-    for (uint32_t r = row_begin; r < row_end; r += 16) {
-        const uint32_t n = row_end - r < 16 ? row_end - r : 16;
-        __m512i strip[4];
-        for (uint32_t s = 0; s < 4; s++) {
-            const uint8_t *p = w->codes + (r / 4 + s) * strip_bytes;
-            strip[s] = 4 * s >= n        ? _mm512_setzero_si512()
-                       : half_bits == 16 ? dot_strip_i8(p, q, n_tiles)
-                       : half_bits == 8  ? dot_strip(&d, true, p, q, n_tiles)
-                                         : dot_strip(&d, false, p, q, n_tiles);
-        }
-        __m512i sums = sum_rows(strip[0], strip[1], strip[2], strip[3]);
-        __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, offset));
-        v_store_n(y + r, n, v_mul(v_mul(sum, load_scales(w, r, n)), _mm512_set1_ps(x->scale)));
-    }
-}
-
-/* ---- Several tokens ---------------------------------------------------- */
-
-/* A strip's values in natural order, 64 bytes per tile, as unsigned numbers. */
-static void unpack_strip(const packed_matrix *w, const decoder *d, uint32_t row, uint8_t *out) {
-    const uint32_t n_tiles = w->n_cols / 16;
-    const uint8_t *p = w->codes + (size_t)(row / 4) * n_tiles * 4 * w->half_bits;
-    if (w->half_bits == 16) {
-        for (size_t i = 0; i < n_tiles; i++) {
-            _mm512_storeu_si512(out + 64 * i, load_i8(p + 64 * i));
-        }
-        return;
-    }
-    for (uint32_t i = 0; i < n_tiles; i++, p += d->tile_bytes, out += 64) {
-        __m512i raw = _mm512_maskz_loadu_epi8(i == 0 ? d->first : d->later, p - d->tile_bytes);
-        __m512i v = w->half_bits == 8 ? decode_tile(d, true, raw) : decode_tile(d, false, raw);
-        _mm512_storeu_si512(out, to_natural_order(v));
-    }
-}
-
-/*
- * Two strips against four or eight tokens. The sums are named one by one, for arrays of registers
- * end up in memory. sums[s][i]: rows of strip s, lane l for token 4 * i + l.
- */
-#define TOKEN(t)                                                                                   \
-    do {                                                                                           \
-        const __m512i xv = _mm512_broadcast_i32x4(                                                 \
-            _mm_loadu_si128((const __m128i *)(const void *)(x[t] + 16 * i)));                      \
-        a##t = add_products(a##t, w0, xv);                                                         \
-        b##t = add_products(b##t, w1, xv);                                                         \
-    } while (0)
-
-static void dot_block4(const uint8_t *v0, const uint8_t *v1, const int8_t *const x[8],
-                       uint32_t n_tiles, __m512i sums[2][2]) {
-    __m512i a0 = _mm512_setzero_si512(), a1 = a0, a2 = a0, a3 = a0;
-    __m512i b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-    for (size_t i = 0; i < n_tiles; i++) {
-        const __m512i w0 = _mm512_loadu_si512(v0 + 64 * i), w1 = _mm512_loadu_si512(v1 + 64 * i);
-        TOKEN(0);
-        TOKEN(1);
-        TOKEN(2);
-        TOKEN(3);
-    }
-    sums[0][0] = sum_rows(a0, a1, a2, a3);
-    sums[1][0] = sum_rows(b0, b1, b2, b3);
-}
-
-static void dot_block8(const uint8_t *v0, const uint8_t *v1, const int8_t *const x[8],
-                       uint32_t n_tiles, __m512i sums[2][2]) {
-    __m512i a0 = _mm512_setzero_si512(), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0;
-    __m512i b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, a7 = a0, b7 = a0;
-    for (size_t i = 0; i < n_tiles; i++) {
-        const __m512i w0 = _mm512_loadu_si512(v0 + 64 * i), w1 = _mm512_loadu_si512(v1 + 64 * i);
-        TOKEN(0);
-        TOKEN(1);
-        TOKEN(2);
-        TOKEN(3);
-        TOKEN(4);
-        TOKEN(5);
-        TOKEN(6);
-        TOKEN(7);
-    }
-    sums[0][0] = sum_rows(a0, a1, a2, a3);
-    sums[0][1] = sum_rows(a4, a5, a6, a7);
-    sums[1][0] = sum_rows(b0, b1, b2, b3);
-    sums[1][1] = sum_rows(b4, b5, b6, b7);
-}
-
-/* Exact sums of four rows for n_tokens <= 8 tokens to floats in y. */
-static void store_block(const packed_matrix *w, uint32_t row, uint32_t n_rows, const activation *x,
-                        uint32_t n_tokens, const __m512i sums[2], float *y, size_t y_stride) {
+/* Exact sums of n rows for one token to floats. */
+static inline void store_rows(const packed_matrix *w, uint32_t row, uint32_t n, const activation *x,
+                              __m512i sums, float *y) {
     const uint32_t centre = w->half_bits == 16 ? 128 : CODE_CENTRE;
-    const __m128 row_scale = _mm512_castps512_ps128(load_scales(w, row, n_rows));
-    int32_t exact[32];
-    memcpy(exact, sums, sizeof exact);
+    sums = _mm512_sub_epi32(sums, _mm512_set1_epi32((int32_t)(centre * (uint32_t)x->sum)));
+    v_store_n(y + row, n,
+              v_mul(v_mul(_mm512_cvtepi32_ps(sums), load_scales(w, row, n)), v_set1(x->scale)));
+}
+
+/* At most PASS_TOKENS tokens: their activations are arranged in scratch, 16 tokens after 16. */
+static void matmul_tokens(const packed_matrix *w, const decoder *d, uint32_t row_begin,
+                          uint32_t row_end, const activation *x, uint32_t n_tokens, float *y,
+                          size_t y_stride, uint8_t *scratch) {
+    const uint32_t n_blocks = w->n_cols / CODE_BLOCK;
+    const size_t n_groups = (n_blocks + PACKED_GROUP - 1) / PACKED_GROUP;
+    const size_t strip_bytes = (size_t)PACKED_STRIP * n_blocks * w->half_bits;
+    dot_fn *const *dot = dots[rate_index(w->half_bits)];
     for (uint32_t t = 0; t < n_tokens; t++) {
-        __m128i sum = _mm_loadu_si128((const __m128i *)(const void *)(exact + 4 * t));
-        sum = _mm_sub_epi32(sum, _mm_set1_epi32((int32_t)(centre * (uint32_t)x[t].sum)));
-        __m128 out =
-            _mm_mul_ps(_mm_mul_ps(_mm_cvtepi32_ps(sum), row_scale), _mm_set1_ps(x[t].scale));
-        _mm_mask_storeu_ps(y + t * y_stride + row, (__mmask8)first_lanes(n_rows), out);
+        const uint32_t first = t / MAX_TOKENS * MAX_TOKENS;
+        const size_t step = (size_t)pass_sizes[pass_index(n_tokens - first)] * GROUP_BYTES;
+        arrange(x[t].q, w->n_cols, scratch + (first * n_groups + (t - first)) * GROUP_BYTES, step);
+    }
+    for (uint32_t r = row_begin; r < row_end; r += PACKED_STRIP) {
+        const uint32_t n_rows = row_end - r < PACKED_STRIP ? row_end - r : PACKED_STRIP;
+        const uint8_t *codes = w->codes + r / PACKED_STRIP * strip_bytes;
+        for (uint32_t first = 0; first < n_tokens; first += MAX_TOKENS) {
+            const uint32_t n = n_tokens - first < MAX_TOKENS ? n_tokens - first : MAX_TOKENS;
+            __m512i sums[MAX_TOKENS];
+            dot[pass_index(n)](d, codes, n_blocks, scratch + first * n_groups * GROUP_BYTES, sums);
+            for (uint32_t t = first; t < first + n; t++) {
+                store_rows(w, r, n_rows, &x[t], sums[t - first], y + t * y_stride);
+            }
+        }
     }
 }
 
 static void matmul_packed_avx512(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                                  const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                                  uint8_t *scratch) {
-    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % 4 == 0);
-    if (n_tokens == 1) {
-        matvec(w, row_begin, row_end, x, y, scratch);
-        return;
-    }
-    uint8_t *values[2] = {scratch, scratch + (size_t)4 * w->n_cols};
-    const decoder d = decoder_make(w->half_bits);
-    for (uint32_t r = row_begin; r < row_end; r += 8) {
-        const uint32_t n_strips = row_end - r > 4 ? 2 : 1;
-        for (uint32_t s = 0; s < n_strips; s++) {
-            unpack_strip(w, &d, r + 4 * s, values[s]);
-        }
-        for (uint32_t t = 0; t < n_tokens; t += 8) {
-            const uint32_t n = n_tokens - t < 8 ? n_tokens - t : 8;
-            const int8_t *q[8];
-            for (uint32_t i = 0; i < 8; i++) { /* tokens past the last repeat it */
-                q[i] = x[t + (i < n ? i : n - 1)].q;
-            }
-            __m512i sums[2][2];
-            (n > 4 ? dot_block8 : dot_block4)(values[0], values[n_strips - 1], q, w->n_cols / 16,
-                                              sums);
-            for (uint32_t s = 0; s < n_strips; s++) {
-                const uint32_t row = r + 4 * s, n_rows = row_end - row < 4 ? row_end - row : 4;
-                store_block(w, row, n_rows, x + t, n, sums[s], y + t * y_stride, y_stride);
-            }
-        }
+    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS &&
+           row_begin % PACKED_STRIP == 0);
+    decoder d;
+    decoder_fill(w->half_bits, &d);
+    for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
+        matmul_tokens(w, &d, row_begin, row_end, x + t,
+                      n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS, y + t * y_stride,
+                      y_stride, scratch);
     }
 }
 

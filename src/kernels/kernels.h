@@ -21,8 +21,8 @@ enum {
         16383, /* largest integer weight of a value in a Q8 cache: two 7-bit halves */
     KERNELS_MAX_COLS = 132096 /* 128 * 127 * n_cols < 2^31, n_cols a multiple of 16 */
 };
-/* for matmul_packed and unpack_row */
-#define KERNELS_SCRATCH_BYTES(n_cols) ((size_t)8 * (n_cols))
+/* for matmul_packed and unpack_row: 64 tokens' activations, 16 rows of weights */
+#define KERNELS_SCRATCH_BYTES(n_cols) ((size_t)80 * ((n_cols) + 64))
 #define KERNELS_TINY 0x1p-100f /* a token whose largest activation is below counts as zero */
 /* for attention */
 #define KERNELS_ATTENTION_SCRATCH_BYTES(head_dim)                                                  \
@@ -46,9 +46,9 @@ void rotation_free(rotation *r);
 /* A packed matrix as it lies in the file (docs/FORMAT.md); n_cols padded to a multiple of 16. */
 typedef struct packed_matrix {
     uint32_t half_bits;    /* 4..8: trellis code, weight = scale * (v - 64); 16: int8 */
-    uint32_t n_rows;       /* rows stored are rounded up to a multiple of 4 */
+    uint32_t n_rows;       /* rows stored are rounded up to a multiple of 16 */
     uint32_t n_cols;       /* multiple of 16 */
-    const uint8_t *codes;  /* strips of 4 rows; in a strip, tiles of 4 rows x 16 columns */
+    const uint8_t *codes;  /* strips of 16 rows, groups of 64 columns, planes of bytes */
     const uint8_t *scales; /* bfloat16 (n_rows), little-endian */
 } packed_matrix;
 
@@ -98,7 +98,7 @@ typedef struct kernels {
     /* ---- integer linear layers ---- */
 
     /* y[t * y_stride + r] = (float)(sum_c w_rc q_tc) * row_scale_r * x_scale_t for rows
-     * [row_begin, row_end) (row_begin a multiple of 4) and n_tokens tokens.
+     * [row_begin, row_end) (row_begin a multiple of 16) and n_tokens tokens.
      * scratch: KERNELS_SCRATCH_BYTES(n_cols). */
     void (*matmul_packed)(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                           const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
@@ -147,7 +147,7 @@ void kernels_tensor_row(const kernels *k, const struct tensor *t, uint64_t row, 
 
 extern const kernels kernels_ref;
 #if defined(__x86_64__)
-extern const kernels kernels_avx2, kernels_avx512;
+extern const kernels kernels_avx2, kernels_avxvnni, kernels_avx512;
 #elif defined(__aarch64__)
 extern const kernels kernels_neon, kernels_neon_dotprod, kernels_neon_i8mm;
 #endif

@@ -716,9 +716,27 @@ static void group_activations(const int8_t *q, size_t n_tiles, int8_t *out) {
     }
 }
 
+/*
+ * These kernels want tiles of 4 rows x 16 columns, a row's block of half_bits bytes after the
+ * other: copies four rows of the matrix to the end of scratch in that order.
+ */
+static const uint8_t *gather_strip(const packed_matrix *w, uint32_t row, uint8_t *scratch) {
+    const uint32_t n_tiles = w->n_cols / 16;
+    uint8_t *strip = scratch + (size_t)64 * w->n_cols, *out = strip;
+    for (uint32_t b = 0; b < n_tiles; b++) {
+        for (uint32_t r = row; r < row + 4; r++) {
+            const packed_place place = packed_block(w->half_bits, n_tiles, r, b);
+            for (uint32_t j = 0; j < w->half_bits; j++) {
+                *out++ = w->codes[place.first + j * place.step];
+            }
+        }
+    }
+    return strip;
+}
+
 static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                    const activation *x, float *y, uint8_t *scratch) {
-    const size_t n_tiles = w->n_cols / 16, strip_bytes = n_tiles * 4 * w->half_bits;
+    const size_t n_tiles = w->n_cols / 16;
     const int8_t *q = x->q;
     decoder d;
     if (w->half_bits != 16) {
@@ -727,7 +745,7 @@ static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
         q = (const int8_t *)scratch;
     }
     for (uint32_t r = row_begin; r < row_end; r += 4) {
-        const uint8_t *strip = w->codes + r / 4 * strip_bytes;
+        const uint8_t *strip = gather_strip(w, r, scratch);
         const int32x4_t sum = w->half_bits == 16 ? dot_strip_i8(strip, q, n_tiles)
                                                  : dot_strip(w->half_bits, &d, strip, q, n_tiles);
         store_rows(w, r, row_end - r < 4 ? row_end - r : 4, x, sum, y);
@@ -986,7 +1004,7 @@ static void KERNEL(matmul_packed)(const packed_matrix *w, uint32_t row_begin, ui
         matvec(w, row_begin, row_end, x, y, scratch);
         return;
     }
-    const size_t n_tiles = w->n_cols / 16, strip_bytes = n_tiles * 4 * w->half_bits;
+    const size_t n_tiles = w->n_cols / 16;
     decoder d;
     if (w->half_bits != 16) {
         decoder_fill(w->half_bits, &d);
@@ -998,7 +1016,7 @@ static void KERNEL(matmul_packed)(const packed_matrix *w, uint32_t row_begin, ui
             const uint32_t own = s < n_strips ? s : n_strips - 1;
             values[s] = scratch + own * 64 * n_tiles;
             if (s == own) {
-                unpack_strip(w->half_bits, &d, w->codes + (r / 4 + s) * strip_bytes, n_tiles,
+                unpack_strip(w->half_bits, &d, gather_strip(w, r + 4 * s, scratch), n_tiles,
                              scratch + s * 64 * n_tiles);
             }
         }

@@ -77,17 +77,18 @@ static inline int8_t window_weight(const window_tables *t, uint64_t window) {
 }
 
 /*
- * Decodes one row of a strip: `codes` is its first block, blocks lie 4 * half_bits bytes apart.
- * Weight k of a block ends at bit e of the block's 8 * half_bits; its window is bits [e-16, e),
+ * Decodes one row. Weight k of a block ends at bit e of the block's 8 * half_bits; its window is bits [e-16, e),
  * which for e < 16 begins in the previous block. Inlined for each constant half_bits.
  */
-static inline void decode_row(const window_tables *t, uint32_t half_bits, const uint8_t *codes,
-                              uint32_t n_cols, int8_t *w) {
+static inline void decode_row(const window_tables *t, uint32_t half_bits, const packed_matrix *m,
+                              uint32_t row, int8_t *w) {
     uint64_t previous = 0; /* the last 16 bits of the previous block */
-    for (uint32_t c = 0; c < n_cols; c += 16, codes += (size_t)4 * half_bits) {
+    for (uint32_t c = 0; c < m->n_cols; c += 16) {
+        packed_place place = packed_block(half_bits, m->n_cols / 16, row, c / 16);
+        const uint8_t *codes = m->codes + place.first;
         uint64_t bits = 0;
         for (uint32_t i = 0; i < half_bits; i++) {
-            bits |= (uint64_t)codes[i] << (8 * i);
+            bits |= (uint64_t)codes[i * place.step] << (8 * i);
         }
         uint64_t joined = bits << 16 | previous;
         for (uint32_t pair = 0; pair < 8; pair++) {
@@ -101,30 +102,28 @@ static inline void decode_row(const window_tables *t, uint32_t half_bits, const 
     }
 }
 
-/* One row of a strip to signed integers: v - 64, or the int8 weights themselves. */
+/* One row to signed integers: v - 64, or the int8 weights themselves. */
 static void unpack_row(const packed_matrix *m, const window_tables *t, uint32_t row, int8_t *w) {
-    const uint8_t *codes = m->codes +
-                           (size_t)(row / 4) * ((size_t)m->n_cols / 16 * 4 * m->half_bits) +
-                           (size_t)(row % 4) * m->half_bits;
     switch (m->half_bits) {
     case 4:
-        decode_row(t, 4, codes, m->n_cols, w);
+        decode_row(t, 4, m, row, w);
         break;
     case 5:
-        decode_row(t, 5, codes, m->n_cols, w);
+        decode_row(t, 5, m, row, w);
         break;
     case 6:
-        decode_row(t, 6, codes, m->n_cols, w);
+        decode_row(t, 6, m, row, w);
         break;
     case 7:
-        decode_row(t, 7, codes, m->n_cols, w);
+        decode_row(t, 7, m, row, w);
         break;
     case 8:
-        decode_row(t, 8, codes, m->n_cols, w);
+        decode_row(t, 8, m, row, w);
         break;
     default:
-        for (uint32_t c = 0; c < m->n_cols; c += 16) {
-            memcpy(w + c, codes + (size_t)c * 4, 16);
+        for (uint32_t c = 0; c < m->n_cols; c++) {
+            packed_place place = packed_block(16, m->n_cols / 16, row, c / 16);
+            w[c] = (int8_t)m->codes[place.first + c % 16 * place.step];
         }
     }
 }
@@ -141,7 +140,7 @@ static inline int32_t dot_i8(const int8_t *w, const int8_t *q, uint32_t n) {
 static void matmul_packed_ref(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                               const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                               uint8_t *scratch) {
-    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % 4 == 0);
+    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % PACKED_STRIP == 0);
     window_tables tables;
     if (w->half_bits != 16) {
         window_tables_fill(code_table_get((int)w->half_bits), &tables);

@@ -30,11 +30,17 @@ static bool cpu_avx2(void) {
            (ecx & bit_F16C) != 0;
 }
 
+static bool cpu_avxvnni(void) {
+    unsigned eax, ebx, ecx, edx;
+    return cpu_avx2() && __builtin_cpu_supports("gfni") &&
+           __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & bit_AVXVNNI) != 0;
+}
+
 static bool cpu_avx512(void) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") &&
            __builtin_cpu_supports("gfni");
 }
 #elif defined(__aarch64__)
@@ -75,6 +81,7 @@ static const struct {
     {&kernels_ref, cpu_any},
 #if defined(__x86_64__)
     {&kernels_avx2, cpu_avx2},
+    {&kernels_avxvnni, cpu_avxvnni},
     {&kernels_avx512, cpu_avx512},
 #elif defined(__aarch64__)
     {&kernels_neon, cpu_any},

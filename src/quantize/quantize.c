@@ -22,7 +22,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { STRIP_ROWS = 4, ROWS_PER_THREAD = 64, MAX_THREADS = 4096 };
+enum { ROWS_PER_THREAD = 64, MAX_THREADS = 4096 };
 
 /* The seed of the rotation's signs: one for all files, so that results can be compared. */
 static const uint64_t rotation_seed = 0x48657074613335u;
@@ -194,19 +194,6 @@ static hepta_status load_rows(quantizer *q, const tensor *t, const rotation *r, 
     return HEPTA_OK;
 }
 
-/* Puts rows that follow each other into strips of 4 rows x 16 columns tiles. */
-static void interleave(const uint8_t *rows, size_t row_bytes, size_t block, uint32_t n_rows,
-                       uint8_t *strips) {
-    size_t n_blocks = row_bytes / block;
-    for (uint32_t r = 0; r < n_rows; r++) {
-        uint8_t *strip = strips + (size_t)(r / STRIP_ROWS) * STRIP_ROWS * row_bytes;
-        for (size_t b = 0; b < n_blocks; b++) {
-            memcpy(strip + (b * STRIP_ROWS + r % STRIP_ROWS) * block,
-                   rows + r * row_bytes + b * block, block);
-        }
-    }
-}
-
 static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation *r, uint32_t n,
                                 chunk *c, size_t row_bytes) {
     if (half_bits == HALF_BITS_INT8) {
@@ -245,7 +232,7 @@ static hepta_status write_packed(quantizer *q, const tensor *t, uint32_t half_bi
     if (status != HEPTA_OK) {
         return status;
     }
-    uint64_t n_rows = t->ne[1], n_padded_rows = round_up(n_rows, STRIP_ROWS);
+    uint64_t n_rows = t->ne[1], n_padded_rows = round_up(n_rows, PACKED_STRIP);
     size_t n_threads = (size_t)q->threads;
     uint32_t chunk_rows = (uint32_t)(n_threads * ROWS_PER_THREAD);
     size_t row_bytes = (size_t)r->n_padded / CODE_BLOCK * half_bits;
@@ -277,9 +264,12 @@ static hepta_status write_packed(quantizer *q, const tensor *t, uint32_t half_bi
             scales[2 * (first + i)] = (uint8_t)s;
             scales[2 * (first + i) + 1] = (uint8_t)(s >> 8);
         }
-        uint32_t n_strip_rows = (uint32_t)round_up(n, STRIP_ROWS);
+        uint32_t n_strip_rows = (uint32_t)round_up(n, PACKED_STRIP);
         memset(c.code + n * row_bytes, 0, (n_strip_rows - n) * row_bytes);
-        interleave(c.code, row_bytes, half_bits, n_strip_rows, c.packed);
+        for (uint32_t i = 0; i < n_strip_rows; i++) {
+            packed_put_row(half_bits, r->n_padded / CODE_BLOCK, i, c.code + i * row_bytes,
+                           c.packed);
+        }
         status = hepta_writer_write(q->out, c.packed, n_strip_rows * row_bytes, q->err);
         if (status != HEPTA_OK) {
             goto done;
