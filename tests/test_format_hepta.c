@@ -236,11 +236,11 @@ TEST(format_hepta_writer_refuses) {
     CHECK_OK(hepta_writer_open(path, s.kvs, N_KVS, s.tensors, N_TENSORS, &w, &err));
     CHECK_OK(hepta_writer_write(w, s.data[0], 0, &err));
     CHECK_OK(hepta_writer_write(w, s.data[0], 100, &err));
-    CHECK_EQ_INT(hepta_writer_write(w, s.data[0], 29, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK_EQ_INT(hepta_writer_write(w, s.data[0], 157, &err), HEPTA_ERROR_ARGUMENT);
     CHECK(strstr(err.message, "blk.0.attn_q.weight") != NULL);
-    CHECK_OK(hepta_writer_write(w, s.data[0], 28, &err));
+    CHECK_OK(hepta_writer_write(w, s.data[0], 156, &err));
     CHECK_EQ_INT(hepta_writer_commit(w, &err), HEPTA_ERROR_ARGUMENT);
-    CHECK(strstr(err.message, "token_embd.weight is incomplete: 0 of 72") != NULL);
+    CHECK(strstr(err.message, "token_embd.weight is incomplete: 0 of 288") != NULL);
     CHECK_EQ_INT(test_count_files(directory), 0);
 
     static const struct {
@@ -497,8 +497,8 @@ TEST(format_hepta_hostile_headers) {
     size_t info = find_bytes(&b, "output_norm.weight"); /* in the table; the description follows */
     bytes rest = {b.data + info + 1, b.n - info - 1, 0};
     info += 1 + find_bytes(&rest, "output_norm.weight") + 18 + 4 + 8 + 4;
-    CHECK_EQ_INT(load_u64(b.data + info), 256);
-    b.data[info] = 64; /* 320 */
+    CHECK_EQ_INT(load_u64(b.data + info), 576);
+    b.data[info] = 128; /* 640 */
     bytes_put(&b, (const uint8_t[64]){0}, 64);
     seal(&b, start);
     bytes_write_file(path, b.data, b.n);
@@ -654,8 +654,8 @@ TEST(format_hepta_listed_by_gguf_tools) {
                                        "1311768467463790320\n"
                                        "[7, 16, 0]\n"
                                        "token_embd.weight\n"
-                                       "blk.0.attn_q.weight I8 [128] 128 010407\n"
-                                       "token_embd.weight I8 [72] 72 00050a\n"
+                                       "blk.0.attn_q.weight I8 [256] 256 011629\n"
+                                       "token_embd.weight I8 [288] 288 0050a0\n"
                                        "output_norm.weight F32 [24] 96 000080\n");
     bytes_free(&b);
 }

@@ -663,7 +663,8 @@ TEST(tables_matmul_packed) {
     FOR_EACH_TABLE(k) {
         for (int round = 0; round < 720; round++) {
             uint32_t n_rows = rows[test_random_below(14)], n_cols = cols[test_random_below(13)];
-            uint32_t n_tokens = round % 12 == 0 ? many[test_random_below(8)] : 1 + (uint32_t)round % 40;
+            uint32_t n_tokens =
+                round % 12 == 0 ? many[test_random_below(8)] : 1 + (uint32_t)round % 40;
             uint32_t rate = packed_rates[test_random_below(N_RATES)];
             uint32_t begin = test_random_below((n_rows + 15) / 16) * 16;
             uint32_t end = begin + 1 + test_random_below(n_rows - begin);

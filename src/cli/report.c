@@ -12,6 +12,7 @@
 #include "cli/report.h"
 
 #include "base/base.h"
+#include "format/container.h"
 
 #include <math.h>
 #include <omp.h>
@@ -19,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOW = 512, DEFAULT_TOKENS = 1024, GROUP = 4 };
+enum { WINDOW = 512, DEFAULT_TOKENS = 1024, GROUP = PACKED_STRIP };
 
 const char *const kind_names[KINDS] = {"attn_q", "attn_k",   "attn_v",    "attn_output", "ffn_gate",
                                        "ffn_up", "ffn_down", "embedding", "output"};
@@ -128,7 +129,7 @@ static void measure_sizes(report_data *r) {
 
 /* ---- Weights ----------------------------------------------------------- */
 
-/* Row r as floats: rotated and padded for a packed matrix. scratch: KERNELS_SCRATCH_BYTES. */
+/* Row r as floats: rotated and padded for a packed matrix. scratch: a byte for each column. */
 static void read_row(const kernels *k, const matrix *a, uint32_t r, float *y, void *scratch) {
     if (a->type == TENSOR_PACKED) {
         k->unpack_row(&a->packed, r, y, scratch);
@@ -254,7 +255,7 @@ static void rotate_inputs(reporter *w, const rotation *rot, const float *x, uint
 
 /* Memory of one thread of compare_group: floats of a row and scratch; of outputs of the base and of
  * the weights; of outputs with int8 inputs, which lie at their row's number. */
-#define ROW_FLOATS(width) ((size_t)10 * (width))
+#define ROW_FLOATS(width) (2 * (size_t)(width) + KERNELS_SCRATCH_BYTES(width) / sizeof(float))
 #define OUTPUT_FLOATS ((size_t)2 * GROUP * WINDOW)
 #define TOTAL_FLOATS(n_rows) ((size_t)GROUP * WINDOW + (n_rows))
 

@@ -11,8 +11,8 @@
  *        each of its two or three bytes
  *     2. two lookups, one for each half of the hash, add up to the value 0..127
  *     3. vpmaddubsw and vpmaddwd multiply with the activations, four columns that all rows share;
- *        pairs of products stay below 2 * 127 * 127 < 2^15, so that nothing saturates. With AVX-VNNI:
- *        vpdpbusd. A 32-bit lane is a row
+ *        pairs of products stay below 2 * 127 * 127 < 2^15, so that nothing saturates. With
+ * AVX-VNNI: vpdpbusd. A 32-bit lane is a row
  *
  * Invariant: integer sums are exact in any order; the float kernels keep the 16 lanes of
  * docs/NUMERICS.md in two registers. Every result is compared with kernels/ref.c by memcmp.
@@ -319,8 +319,8 @@ static void fill_hash(const struct code_table *code, int k, decoder *d) {
 static ALWAYS_INLINE __m256i window_hash(const decoder *d, int h, int k, const __m256i *nibbles) {
 #define HASH(i) _mm256_shuffle_epi8(both_lanes(d->nibble[k][i]), p[i])
     const __m256i *p = nibbles + WINDOW_NIBBLE(h, k);
-    const __m256i hash = _mm256_xor_si256(_mm256_xor_si256(HASH(0), HASH(1)),
-                                          _mm256_xor_si256(HASH(2), HASH(3)));
+    const __m256i hash =
+        _mm256_xor_si256(_mm256_xor_si256(HASH(0), HASH(1)), _mm256_xor_si256(HASH(2), HASH(3)));
     return WINDOW_SHIFT(h, k) == 0 ? hash : _mm256_xor_si256(hash, HASH(4));
 #undef HASH
 }
@@ -399,9 +399,9 @@ enum {
 };
 
 /*
- * The sums of rows first_row (0 or 8) .. + 7 of a strip for T tokens, one lane for each row. x: groups of T x 64
- * activations in the order of arrange(). T = 0: the decoded values go to `values` instead, planes
- * of 64 bytes like the codes'.
+ * The sums of rows first_row (0 or 8) .. + 7 of a strip for T tokens, one lane for each row. x:
+ * groups of T x 64 activations in the order of arrange(). T = 0: the decoded values go to `values`
+ * instead, planes of 64 bytes like the codes'.
  */
 static ALWAYS_INLINE void dot_rows(const decoder *d, const int h, const int T, const uint8_t *codes,
                                    uint32_t n_blocks, uint32_t first_row, const uint8_t *x,
@@ -466,12 +466,12 @@ static ALWAYS_INLINE void dot_rows(const decoder *d, const int h, const int T, c
     {                                                                                              \
         const __m256i v = h == VALUES ? plane[k + 2]                                               \
                           : h == 16   ? UNSIGNED_I8(plane[k + 2])                                  \
-                                      : hash_value(d, window_hash(d, h, k, HASHED));               \
+                                      : hash_value(d, window_hash(d, h, k, HASHED));                 \
         if (T == 0) {                                                                              \
             _mm256_storeu_si256((__m256i *)(void *)(values + GROUP_BYTES * k), v);                 \
         }                                                                                          \
-        TOKEN(0, k) TOKEN(1, k) TOKEN(2, k) TOKEN(3, k)                                            \
-        TOKEN(4, k) TOKEN(5, k) TOKEN(6, k) TOKEN(7, k)                                            \
+        TOKEN(0, k)                                                                                \
+        TOKEN(1, k) TOKEN(2, k) TOKEN(3, k) TOKEN(4, k) TOKEN(5, k) TOKEN(6, k) TOKEN(7, k)        \
     }
         EACH_WEIGHT(WEIGHT)
 #undef WEIGHT
@@ -484,8 +484,8 @@ static ALWAYS_INLINE void dot_rows(const decoder *d, const int h, const int T, c
     }
 }
 
-typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks,
-                    uint32_t first_row, const uint8_t *x, __m256i *sums);
+typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks, uint32_t first_row,
+                    const uint8_t *x, __m256i *sums);
 typedef void values_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks,
                        uint32_t first_row, uint8_t *values);
 
@@ -500,11 +500,12 @@ typedef void values_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks
                            uint32_t first_row, uint8_t *values) {                                  \
         dot_rows(d, h, 0, codes, n_blocks, first_row, NULL, NULL, values);                         \
     }
-DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(15) DOTS(16)
-DECODE(4) DECODE(5) DECODE(6) DECODE(7) DECODE(8)
+DOTS(4)
+DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(15) DOTS(16) DECODE(4) DECODE(5) DECODE(6) DECODE(7) DECODE(8)
 
-static const uint32_t pass_sizes[] = {1, 2, 4, 8};
-#define ROW(h) {dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8}
+    static const uint32_t pass_sizes[] = {1, 2, 4, 8};
+#define ROW(h)                                                                                     \
+    { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8 }
 static dot_fn *const dots[][4] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(15), ROW(16)};
 #undef ROW
 static values_fn *const decode_rows[] = {values_4, values_5, values_6, values_7, values_8};
@@ -524,7 +525,8 @@ static size_t pass_index(uint32_t n) {
 
 /*
  * One token's activations for products with groups: of each 64, four of one weight's number, then
- * four of the next: those of the group's blocks, zeros past the last. Groups lie `step` bytes apart.
+ * four of the next: those of the group's blocks, zeros past the last. Groups lie `step` bytes
+ * apart.
  */
 static void arrange(const int8_t *q, uint32_t n_cols, uint8_t *out, size_t step) {
     for (uint32_t c = 0; c < n_cols; c += 64, out += step) {
@@ -604,8 +606,7 @@ static void matmul_tokens(const packed_matrix *w, const decoder *d, uint32_t row
 static void KERNEL(matmul_packed)(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                                   const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                                   uint8_t *scratch) {
-    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS &&
-           row_begin % PACKED_STRIP == 0);
+    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % PACKED_STRIP == 0);
     decoder d;
     decoder_fill(w->half_bits, &d);
     for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {

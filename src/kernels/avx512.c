@@ -5,8 +5,8 @@
  * its lanes have the same place in a block, so that the windows of weight k lie alike in all of
  * them. Decoding weight k of the 64 blocks:
  *
- *     1. an affine transform over GF(2) (vgf2p8affineqb) for each of the three bytes that the window
- *        touches hashes what the window has of it, whatever the shift; a XOR of the three
+ *     1. an affine transform over GF(2) (vgf2p8affineqb) for each of the three bytes that the
+ * window touches hashes what the window has of it, whatever the shift; a XOR of the three
  *     2. two lookups (vpermb), one for each half of the hash, add up to the value 0..127
  *     3. vpdpbusd multiplies with the activations of each token at once, four columns that all
  *        rows share, and adds up in int32: a lane is a row
@@ -323,9 +323,10 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
         const __m512i v =                                                                          \
             h == 16 ? _mm512_xor_si512(plane[k + 2], _mm512_set1_epi8(-128)) /* unsigned: + 128 */ \
                     : decode(d, h, k, plane);                                                      \
-        TOKEN(0, k) TOKEN(1, k) TOKEN(2, k) TOKEN(3, k) TOKEN(4, k) TOKEN(5, k) TOKEN(6, k)        \
-        TOKEN(7, k) TOKEN(8, k) TOKEN(9, k) TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k)    \
-        TOKEN(14, k) TOKEN(15, k)                                                                  \
+        TOKEN(0, k)                                                                                \
+        TOKEN(1, k) TOKEN(2, k) TOKEN(3, k) TOKEN(4, k) TOKEN(5, k) TOKEN(6, k) TOKEN(7, k)        \
+            TOKEN(8, k) TOKEN(9, k) TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k)            \
+                TOKEN(14, k) TOKEN(15, k)                                                          \
     }
         EACH_WEIGHT(WEIGHT)
 #undef WEIGHT
@@ -349,10 +350,12 @@ typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks, c
         dot_strip(d, h, T, codes, n_blocks, x, sums);                                              \
     }
 #define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8) DOT(h, 12) DOT(h, 16)
-DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(16)
+DOTS(4)
+DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(16)
 
-static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
-#define ROW(h) {dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8, dot_##h##_12, dot_##h##_16}
+    static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
+#define ROW(h)                                                                                     \
+    { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8, dot_##h##_12, dot_##h##_16 }
 static dot_fn *const dots[][6] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(16)};
 #undef ROW
 
@@ -371,7 +374,8 @@ static size_t pass_index(uint32_t n) {
 
 /*
  * One token's activations for products with groups: of each 64, four of one weight's number, then
- * four of the next: those of the group's blocks, zeros past the last. Groups lie `step` bytes apart.
+ * four of the next: those of the group's blocks, zeros past the last. Groups lie `step` bytes
+ * apart.
  */
 static void arrange(const int8_t *q, uint32_t n_cols, uint8_t *out, size_t step) {
     uint8_t from[64];
@@ -380,7 +384,8 @@ static void arrange(const int8_t *q, uint32_t n_cols, uint8_t *out, size_t step)
     }
     const __m512i index = _mm512_loadu_si512(from);
     for (uint32_t c = 0; c < n_cols; c += 64, out += step) {
-        const __mmask64 present = n_cols - c >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n_cols - c)) - 1;
+        const __mmask64 present =
+            n_cols - c >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n_cols - c)) - 1;
         _mm512_storeu_si512(
             out, _mm512_permutexvar_epi8(index, _mm512_maskz_loadu_epi8(present, q + c)));
     }
@@ -431,8 +436,7 @@ static void matmul_tokens(const packed_matrix *w, const decoder *d, uint32_t row
 static void matmul_packed_avx512(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                                  const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                                  uint8_t *scratch) {
-    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS &&
-           row_begin % PACKED_STRIP == 0);
+    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % PACKED_STRIP == 0);
     decoder d;
     decoder_fill(w->half_bits, &d);
     for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {

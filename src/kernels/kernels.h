@@ -21,7 +21,7 @@ enum {
         16383, /* largest integer weight of a value in a Q8 cache: two 7-bit halves */
     KERNELS_MAX_COLS = 132096 /* 128 * 127 * n_cols < 2^31, n_cols a multiple of 16 */
 };
-/* for matmul_packed and unpack_row: 64 tokens' activations, 16 rows of weights */
+/* for matmul_packed: 64 tokens' activations, 16 rows of weights */
 #define KERNELS_SCRATCH_BYTES(n_cols) ((size_t)80 * ((n_cols) + 64))
 #define KERNELS_TINY 0x1p-100f /* a token whose largest activation is below counts as zero */
 /* for attention */
@@ -104,7 +104,7 @@ typedef struct kernels {
                           const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                           uint8_t *scratch);
 
-    /* y[c] = row_scale_r * w_rc: one row as floats (embeddings). scratch: as above. */
+    /* y[c] = row_scale_r * w_rc: one row as floats (embeddings). scratch: n_cols bytes. */
     void (*unpack_row)(const packed_matrix *w, uint32_t row, float *y, uint8_t *scratch);
     /* q = rint(x * (127 / amax)), ties to even; *scale = amax / 127. amax < KERNELS_TINY: all
      * zero; a NaN or an infinity among x: q zero, scale NaN. */

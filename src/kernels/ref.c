@@ -77,8 +77,9 @@ static inline int8_t window_weight(const window_tables *t, uint64_t window) {
 }
 
 /*
- * Decodes one row. Weight k of a block ends at bit e of the block's 8 * half_bits; its window is bits [e-16, e),
- * which for e < 16 begins in the previous block. Inlined for each constant half_bits.
+ * Decodes one row. Weight k of a block ends at bit e of the block's 8 * half_bits; its window is
+ * bits [e-16, e), which for e < 16 begins in the previous block. Inlined for each constant
+ * half_bits.
  */
 static inline void decode_row(const window_tables *t, uint32_t half_bits, const packed_matrix *m,
                               uint32_t row, int8_t *w) {
