@@ -953,7 +953,7 @@ TEST(model_hostile_tensors) {
     static uint8_t packed[7 * 5 / 2 * 48 * 40];
     tiny_default(t, TENSOR_PACKED, 7);
     tensor *k = tiny_tensor(t, "blk.1.attn_k.weight"); /* 20 rows of 40: 48 columns stored */
-    packed[20 * 3 * 7 + 2 * 19] = 0x80, packed[20 * 3 * 7 + 2 * 19 + 1] = 0x7f;
+    packed[32 * 3 * 7 + 2 * 19] = 0x80, packed[32 * 3 * 7 + 2 * 19 + 1] = 0x7f;
     k->data = packed;
     check_refused(t, HEPTA_ERROR_FORMAT, "row 19");
     static const float factors[5] = {1, 1, -1, 1, 1};
