@@ -324,9 +324,10 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
             h == 16 ? _mm512_xor_si512(plane[k + 2], _mm512_set1_epi8(-128)) /* unsigned: + 128 */ \
                     : decode(d, h, k, plane);                                                      \
         TOKEN(0, k)                                                                                \
-        TOKEN(1, k) TOKEN(2, k) TOKEN(3, k) TOKEN(4, k) TOKEN(5, k) TOKEN(6, k) TOKEN(7, k)        \
-            TOKEN(8, k) TOKEN(9, k) TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k)            \
-                TOKEN(14, k) TOKEN(15, k)                                                          \
+        TOKEN(1, k)                                                                                \
+        TOKEN(2, k)                                                                                \
+        TOKEN(3, k) TOKEN(4, k) TOKEN(5, k) TOKEN(6, k) TOKEN(7, k) TOKEN(8, k) TOKEN(9, k)        \
+            TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k) TOKEN(14, k) TOKEN(15, k)          \
     }
         EACH_WEIGHT(WEIGHT)
 #undef WEIGHT
@@ -351,7 +352,9 @@ typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks, c
     }
 #define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8) DOT(h, 12) DOT(h, 16)
 DOTS(4)
-DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(16)
+DOTS(5)
+DOTS(6)
+DOTS(7) DOTS(8) DOTS(16)
 
     static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
 #define ROW(h)                                                                                     \
