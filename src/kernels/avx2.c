@@ -503,7 +503,15 @@ typedef void values_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks
 DOTS(4)
 DOTS(5)
 DOTS(6)
-DOTS(7) DOTS(8) DOTS(15) DOTS(16) DECODE(4) DECODE(5) DECODE(6) DECODE(7) DECODE(8)
+DOTS(7)
+DOTS(8)
+DOTS(15)
+DOTS(16)
+DECODE(4)
+DECODE(5)
+DECODE(6)
+DECODE(7)
+DECODE(8)
 
     static const uint32_t pass_sizes[] = {1, 2, 4, 8};
 #define ROW(h)                                                                                     \

@@ -326,8 +326,13 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
         TOKEN(0, k)                                                                                \
         TOKEN(1, k)                                                                                \
         TOKEN(2, k)                                                                                \
-        TOKEN(3, k) TOKEN(4, k) TOKEN(5, k) TOKEN(6, k) TOKEN(7, k) TOKEN(8, k) TOKEN(9, k)        \
-            TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k) TOKEN(14, k) TOKEN(15, k)          \
+        TOKEN(3, k)                                                                                \
+        TOKEN(4, k)                                                                                \
+        TOKEN(5, k)                                                                                \
+        TOKEN(6, k)                                                                                \
+        TOKEN(7, k)                                                                                \
+        TOKEN(8, k)                                                                                \
+        TOKEN(9, k) TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k) TOKEN(14, k) TOKEN(15, k)  \
     }
         EACH_WEIGHT(WEIGHT)
 #undef WEIGHT
@@ -354,9 +359,11 @@ typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks, c
 DOTS(4)
 DOTS(5)
 DOTS(6)
-DOTS(7) DOTS(8) DOTS(16)
+DOTS(7)
+DOTS(8)
+DOTS(16)
 
-    static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
+static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
 #define ROW(h)                                                                                     \
     { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8, dot_##h##_12, dot_##h##_16 }
 static dot_fn *const dots[][6] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(16)};
