@@ -500,18 +500,10 @@ typedef void values_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks
                            uint32_t first_row, uint8_t *values) {                                  \
         dot_rows(d, h, 0, codes, n_blocks, first_row, NULL, NULL, values);                         \
     }
-DOTS(4)
-DOTS(5)
-DOTS(6)
-DOTS(7)
-DOTS(8)
-DOTS(15)
-DOTS(16)
-DECODE(4)
-DECODE(5)
-DECODE(6)
-DECODE(7)
-DECODE(8)
+/* clang-format off */
+DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(15) DOTS(16)
+DECODE(4) DECODE(5) DECODE(6) DECODE(7) DECODE(8)
+    /* clang-format on */
 
     static const uint32_t pass_sizes[] = {1, 2, 4, 8};
 #define ROW(h)                                                                                     \
