@@ -503,9 +503,10 @@ typedef void values_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks
 /* clang-format off */
 DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(15) DOTS(16)
 DECODE(4) DECODE(5) DECODE(6) DECODE(7) DECODE(8)
-    /* clang-format on */
 
-    static const uint32_t pass_sizes[] = {1, 2, 4, 8};
+static const uint32_t pass_sizes[] = {1, 2, 4, 8};
+/* clang-format on */
+
 #define ROW(h)                                                                                     \
     { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8 }
 static dot_fn *const dots[][4] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(15), ROW(16)};

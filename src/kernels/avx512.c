@@ -358,9 +358,10 @@ typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks, c
 #define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8) DOT(h, 12) DOT(h, 16)
 /* clang-format off */
 DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(16)
-    /* clang-format on */
 
-    static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
+static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
+/* clang-format on */
+
 #define ROW(h)                                                                                     \
     { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8, dot_##h##_12, dot_##h##_16 }
 static dot_fn *const dots[][6] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(16)};

@@ -302,7 +302,8 @@ static hepta_status load_packed(loader *l, const tensor *t, matrix *out) {
     p->n_rows = out->n_rows;
     p->n_cols = (uint32_t)round_up(out->n_cols, 16);
     p->codes = t->data;
-    p->scales = t->data + round_up(out->n_rows, PACKED_STRIP) * ((uint64_t)p->n_cols / 16 * p->half_bits);
+    p->scales =
+        t->data + round_up(out->n_rows, PACKED_STRIP) * ((uint64_t)p->n_cols / 16 * p->half_bits);
     for (uint32_t r = 0; r < p->n_rows; r++) {
         /* bfloat16: an exponent of all ones is an infinity or NaN */
         if ((load_u16(p->scales + (size_t)2 * r) & 0x7f80) == 0x7f80) {
