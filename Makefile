@@ -1,4 +1,4 @@
-# Hepta. Targets: all (default), demo, test, check, bench, compare, install, engine, format, clean.
+# Hepta. Targets: all (default), demo, test, check, bench, compare, quality, install, engine, format, clean.
 #
 # Variables: CC, CFLAGS, LDFLAGS, BUILD (output folder), PREFIX, DESTDIR,
 # ENGINE_ONLY=1 (libraries without text and JSON: only a C compiler, make, libc and OpenMP),
@@ -64,7 +64,7 @@ $(BUILD)/src/kernels/neon_dotprod.o: FLAGS += -march=armv8.2-a+dotprod
 $(BUILD)/src/kernels/neon_i8mm.o: FLAGS += -march=armv8.2-a+dotprod+i8mm+sha3
 endif
 
-.PHONY: all engine demo test check bench compare install uninstall deps format clean ci
+.PHONY: all engine demo test check bench compare quality install uninstall deps format clean ci
 all: $(BUILD)/libhepta.a $(BUILD)/libhepta.so $(BUILD)/hepta
 
 engine: # the libraries alone, with no dependency beyond libc and OpenMP
@@ -161,6 +161,9 @@ bench: $(BUILD)/hepta # speed here: the code, the kernels, the bundled model, mo
 compare: $(BUILD)/hepta # the same models by Hepta and llama.cpp, which this installs and builds
 	@scripts/deps bench
 	.venv-bench/bin/python bench/compare --hepta $(BUILD)/hepta $(COMPARE)
+
+quality: $(BUILD)/hepta # the tables of docs/QUALITY.md; QUALITY_FLAGS="--llama-bin DIR" adds llama.cpp's types
+	$(or $(HEPTA_PYTHON),python3) bench/quality --build $(BUILD) $(QUALITY_FLAGS)
 
 format:
 	clang-format -i $(wildcard include/*.h src/*/*.[ch] tests/*.[ch] examples/*.c tools/*/*.[ch])

@@ -296,3 +296,26 @@ TEST(cli_report_interrupt) {
               tmp, build != NULL ? build : "build", tmp, tmp, tmp);
     CHECK_EQ_STR(output, "hepta: interrupted; nothing was written\n");
 }
+
+/* ---- bench/quality ----------------------------------------------------- */
+
+TEST(quality_script) {
+    const char *python = python_and_build(), *build = getenv("HEPTA_BUILD");
+    CHECK_RUN(0,
+              "HEPTA_DATA=/nonexistent '%s' bench/quality --build '%s' --models stories260K 2>&1",
+              python, build);
+    CHECK_SAYS("SKIP stories260K: /nonexistent/models/stories260K.bin");
+    CHECK_SAYS("Left out: its files are absent.");
+    CHECK_RUN(2, "'%s' bench/quality --build '%s' --models nonsense", python, build);
+    CHECK_RUN(2, "'%s' bench/quality --build '%s' --llama-bin /nonexistent", python, build);
+    (void)test_need_data("models/stories260K.bin");
+    CHECK_RUN(0,
+              "'%s' bench/quality --build '%s' --models stories260K --bits 8,7.77e9 --tokens 600",
+              python, build);
+    CHECK_SAYS("600 tokens of `tinystories_v1_train_first2MiB.txt`, windows of 512 every 256; "
+               "unquantized: 32.00 bits");
+    CHECK_SAYS("| **Hepta 8** | 8.");
+    CHECK_SAYS("| Hepta 7.77e9 | not possible: ");
+    CHECK_RUN(0, "ls '%s' | grep ^tmp; true", build);
+    CHECK_EQ_STR(output, ""); /* nothing is left */
+}
