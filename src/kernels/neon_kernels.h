@@ -2,17 +2,16 @@
  * neon_kernels.h - the kernels for AArch64, one text for three tables: neon.c (every AArch64),
  * neon_dotprod.c (with SDOT) and neon_i8mm.c (with SMMLA and EOR3) include it.
  *
- * Decoding 256 weights (a group: 4 tiles of 4 rows of 16):
+ * Decoding 256 weights (4 rows of a group, docs/FORMAT.md):
  *
- *     1. half_bits vectors: vector j has byte j of each of the 16 row blocks, block (row, tile)
- *        in lane 4 * row + tile. So all lanes want the same bits of their bytes
- *     2. index vectors: nibbles of the row's string of bits, or 5 bits of it, so placed that
- *        the window of every weight is 4 or 5 neighbouring ones. Those before a block are the
- *        last ones of the lane before
- *     3. the hash is linear, so it is the XOR of lookups (TBL), one for each index vector
- *     4. two lookups, one for each half of the hash, add up to the value 0..127 of one weight
- *        in each block
- *     5. the four tiles of a row are the four bytes of a 32-bit lane: SDOT adds their products
+ *     1. a vector of each plane has one byte of the 16 row blocks, that of block b of row r in lane
+ *        4 * r + b. All lanes have the same bits of their strings in it
+ *     2. for weight k of all 16 blocks, a shift right and a shift left that inserts cut out the
+ * newer and the older byte of the window. What lies before a block is in the lane before
+ *     3. the hash: the older byte XOR a matrix times the newer one, which is a carry-less product
+ * and a shift at 3, 3.5 and 4 bits, else two lookups (TBL)
+ *     4. two lookups, one for each half of the hash, add up to the value 0..127
+ *     5. the four blocks of a row are the four bytes of a 32-bit lane: SDOT adds their products
  *        with the activations of columns k, 16 + k, 32 + k, 48 + k
  *
  * Invariant: integer sums are exact in any order; the float kernels keep the 16 lanes of
@@ -260,270 +259,42 @@ static inline u32x16 i_dot4_small(u32x16 sum, const int8_t *bytes, const int8_t 
 #define Q8_QUERIES 1
 #include "kernels/float_kernels.h"
 
-/* ---- Decoding: which bits the index vectors have ----------------------- */
+/* ---- Decoding ---------------------------------------------------------- */
 
-/*
- * Index vector m, counted from the block's first, negative before it:
- *
- *     4, 6 and 8 half bits   nibble m of the row's string of bits
- *     5                      the 5 bits of pair m of weights
- *     7                      of the 8 bits before bit 7i + 7, i being a pair: m = 2i the lower
- *                            nibble, m = 2i + 1 the upper; for some weights 5 bits of them
- *
- * The window of weight k is in index vectors newest(k), newest(k) - 1, ...: n_taps of them. Where
- * it lies in them repeats after n_classes weights.
- */
-enum { MAX_TAPS = 5, MAX_CLASSES = 4, MAX_INDEXES = 16, BEFORE = 4, GROUP_TILES = 4 };
-
-INLINE int n_indexes(uint32_t half_bits) {
-    return half_bits < 6 ? 8 : half_bits == 6 ? 12 : 16;
-}
-INLINE int n_classes(uint32_t half_bits) {
-    return half_bits == 6 ? 4 : 2;
-}
-INLINE int newest(uint32_t half_bits, int k) {
-    return half_bits < 6 ? k / 2 : half_bits == 6 ? (3 * k + 2) / 4 : k;
-}
-INLINE int n_taps(uint32_t half_bits, int k) {
-    const bool fifth = (half_bits == 4 && k % 2 == 0) || (half_bits == 6 && k % 4 != 3) ||
-                       (half_bits == 7 && k % 2 == 1);
-    return fifth ? 5 : 4;
-}
-/* Whether a tap of weight k looks at 5 bits, not 4. */
-INLINE bool is_wide(uint32_t half_bits, int k, int tap) {
-    return half_bits == 5 || (half_bits == 7 && k % 2 == 0 && (tap == 0 || tap == 3));
-}
-INLINE int index_begin(uint32_t half_bits, int m, bool wide) {
-    const int odd = m & 1;
-    return half_bits == 5   ? 5 * m
-           : half_bits == 7 ? (m - odd) / 2 * 7 - 1 + odd * (wide ? 3 : 4)
-                            : 4 * m;
-}
+enum {
+    GROUP_BYTES = PACKED_STRIP * PACKED_GROUP, /* of a plane */
+    ROWS = 4,                                  /* of a vector */
+    GROUP_COLS = CODE_BLOCK * PACKED_GROUP
+};
 
 typedef struct decoder {
-    uint8x16x2_t tap[MAX_CLASSES][MAX_TAPS]; /* hash of an index vector's part of the window */
-    uint8x16_t high, low;                    /* step 4 */
-    uint8x16_t order[2];                     /* step 1 */
+    uint8x16_t newer_low, newer_high; /* step 3, by the nibbles of the newer byte */
+    uint8x16_t high, low;             /* step 4 */
 } decoder;
 
-/* Step 1's permutation of bytes, for each rate what load_bytes needs. */
-static void fill_order(uint32_t half_bits, decoder *d) {
-    uint8_t order[2][16] = {{0}};
-    const uint32_t tile_bytes = 4 * half_bits;
-    for (uint32_t lane = 0; lane < 16; lane++) {
-        const uint32_t quarter = lane / 4, i = lane % 4;
-        if (half_bits == 4) { /* to [row][tile] from [tile][row] */
-            order[0][lane] = (uint8_t)(4 * i + quarter);
-        } else if (half_bits % 2 == 0) { /* the same for one half of each block */
-            order[0][lane] = (uint8_t)(8 * i + 2 * quarter);
-            order[1][lane] = (uint8_t)(8 * i + 2 * quarter + 1);
-        } else { /* to [byte][row]: of a tile's first and last 16 bytes */
-            for (uint32_t part = 0; part < 2; part++) {
-                const uint32_t j = 4 * part + quarter, byte = i * half_bits + j;
-                order[part][lane] = (uint8_t)(byte < 16 ? byte : byte + 32 - tile_bytes);
-            }
-        }
-    }
-    d->order[0] = vld1q_u8(order[0]);
-    d->order[1] = vld1q_u8(order[1]);
+/* Rates of which the matrix is n ^ (n << left) ^ (n >> right): docs/CODE.md. */
+INLINE bool has_shifts(uint32_t half_bits) {
+    return half_bits >= 6;
+}
+INLINE int shift_left(uint32_t half_bits) {
+    return half_bits == 6 ? 3 : half_bits == 7 ? 2 : 7;
+}
+INLINE int shift_right(uint32_t half_bits) {
+    return half_bits == 7 ? 2 : 3;
 }
 
 static void decoder_fill(uint32_t half_bits, decoder *d) {
     const struct code_table *code = code_table_get((int)half_bits);
-    const int h = (int)half_bits;
-    memset(d, 0, sizeof *d);
-    for (int k = 0; k < n_classes(half_bits); k++) {
-        const int begin = k / 2 * h + (k % 2 != 0 ? h : code->width[0]) - CODE_WINDOW;
-        uint32_t missing = 0xffff; /* bits of the window that no tap has yet */
-        for (int tap = 0; tap < n_taps(half_bits, k); tap++) {
-            const bool wide = is_wide(half_bits, k, tap);
-            const int bits = wide ? 5 : 4;
-            const int first = index_begin(half_bits, newest(half_bits, k) - tap, wide) - begin;
-            uint8_t hash[32] = {0};
-            for (int i = 1; i < 1 << bits; i++) {
-                const int bit = first + __builtin_ctz((unsigned)i);
-                const bool mine = bit >= 0 && bit < CODE_WINDOW && (missing >> bit & 1) != 0;
-                hash[i] = hash[i & (i - 1)] ^ (mine ? code_hash(code, 1u << bit) : 0);
-            }
-            for (int bit = first; bit < first + bits; bit++) {
-                missing &= bit >= 0 ? ~(1u << bit) : ~0u;
-            }
-            d->tap[k][tap] = (uint8x16x2_t){{vld1q_u8(hash), vld1q_u8(hash + 16)}};
-        }
-        assert(missing == 0);
+    uint8_t low[16], high[16];
+    for (uint32_t i = 0; i < 16; i++) {
+        low[i] = code_hash(code, i << 8);
+        high[i] = code_hash(code, i << 12);
     }
-    d->high = vld1q_u8(code->high);
-    d->low = vld1q_u8(code->low);
-    fill_order(half_bits, d);
-}
-
-/* ---- Decoding: steps 1 to 4 -------------------------------------------- */
-
-/* Four tiles' [byte][row] to four bytes' [row][tile]. */
-INLINE void join_tiles(const uint8x16_t tile[4], uint8x16_t out[4]) {
-    const uint16x8_t a = vreinterpretq_u16_u8(vzip1q_u8(tile[0], tile[1]));
-    const uint16x8_t b = vreinterpretq_u16_u8(vzip1q_u8(tile[2], tile[3]));
-    const uint16x8_t c = vreinterpretq_u16_u8(vzip2q_u8(tile[0], tile[1]));
-    const uint16x8_t d = vreinterpretq_u16_u8(vzip2q_u8(tile[2], tile[3]));
-    out[0] = vreinterpretq_u8_u16(vzip1q_u16(a, b));
-    out[1] = vreinterpretq_u8_u16(vzip2q_u16(a, b));
-    out[2] = vreinterpretq_u8_u16(vzip1q_u16(c, d));
-    out[3] = vreinterpretq_u8_u16(vzip2q_u16(c, d));
-}
-
-/* Step 1: the bytes of the group at p, 16 * half_bits of them. */
-INLINE void load_bytes(uint32_t half_bits, const decoder *d, const uint8_t *p, uint8x16_t byte[8]) {
-    if (half_bits == 4) { /* bytes 0 of all blocks, bytes 1, ... */
-        const uint8x16x4_t all = vld4q_u8(p);
-        UNROLL for (int j = 0; j < 4; j++) {
-            byte[j] = vqtbl1q_u8(all.val[j], d->order[0]);
-        }
-    } else if (half_bits == 6) { /* half blocks are three bytes */
-        const uint8x16x3_t a = vld3q_u8(p), b = vld3q_u8(p + 48);
-        UNROLL for (int j = 0; j < 3; j++) {
-            const uint8x16x2_t both = {{a.val[j], b.val[j]}};
-            byte[j] = vqtbl2q_u8(both, d->order[0]);
-            byte[3 + j] = vqtbl2q_u8(both, d->order[1]);
-        }
-    } else if (half_bits == 8) { /* half blocks are four bytes */
-        const uint8x16x4_t a = vld4q_u8(p), b = vld4q_u8(p + 64);
-        UNROLL for (int j = 0; j < 4; j++) {
-            const uint8x16x2_t both = {{a.val[j], b.val[j]}};
-            byte[j] = vqtbl2q_u8(both, d->order[0]);
-            byte[4 + j] = vqtbl2q_u8(both, d->order[1]);
-        }
-    } else {
-        const size_t tile_bytes = (size_t)4 * half_bits;
-        uint8x16_t begin[4], end[4], rest[4];
-        UNROLL for (size_t t = 0; t < 4; t++) {
-            const uint8_t *tile = p + t * tile_bytes;
-            const uint8x16x2_t all = {{vld1q_u8(tile), vld1q_u8(tile + tile_bytes - 16)}};
-            begin[t] = vqtbl2q_u8(all, d->order[0]);
-            end[t] = vqtbl2q_u8(all, d->order[1]);
-        }
-        join_tiles(begin, byte);
-        join_tiles(end, rest);
-        UNROLL for (uint32_t j = 4; j < half_bits; j++) {
-            byte[j] = rest[j - 4];
-        }
+    for (uint32_t n = 0; has_shifts(half_bits) && n < 256; n++) {
+        assert(code_hash(code, n << 8) ==
+               (uint8_t)(n ^ n << shift_left(half_bits) ^ n >> shift_right(half_bits)));
     }
-}
-
-/* In each lane, what lies one tile earlier in the row; `before` is the group before. */
-INLINE uint8x16_t tile_before(uint8x16_t before, uint8x16_t x) {
-    const uint32x4_t last = vshrq_n_u32(vreinterpretq_u32_u8(before), 24);
-    return vreinterpretq_u8_u32(vsliq_n_u32(last, vreinterpretq_u32_u8(x), 8));
-}
-
-/*
- * Step 2. The index vectors from BEFORE before the block on; `last` is what they are made of: for
- * 5 half bits they themselves, else bytes with two of them each, the last one first.
- */
-typedef struct indexes {
-    uint8x16_t at[BEFORE + MAX_INDEXES];
-    uint8x16_t wide[BEFORE + MAX_INDEXES]; /* 7 half bits: of 5 bits */
-} indexes;
-typedef struct previous {
-    uint8x16_t last[3]; /* zeros at the start of a row */
-} previous;
-
-INLINE previous row_start(void) {
-    const uint8x16_t zero = vdupq_n_u8(0);
-    return (previous){{zero, zero, zero}};
-}
-
-/* The eight bits of a row from bit n of byte a on, b being the byte after it. */
-#define BITS(a, b, n) vsliq_n_u8(vshrq_n_u8(a, n), b, 8 - (n))
-
-/* 5 half bits: index vector i. */
-INLINE uint8x16_t five_bits(int i, const uint8x16_t byte[8]) {
-    const uint8x16_t lower = vdupq_n_u8(31);
-    switch (i) {
-    case 0:
-        return vandq_u8(byte[0], lower);
-    case 1:
-        return vandq_u8(BITS(byte[0], byte[1], 5), lower);
-    case 2:
-        return vandq_u8(vshrq_n_u8(byte[1], 2), lower);
-    case 3:
-        return vandq_u8(BITS(byte[1], byte[2], 7), lower);
-    case 4:
-        return vandq_u8(BITS(byte[2], byte[3], 4), lower);
-    case 5:
-        return vandq_u8(vshrq_n_u8(byte[3], 1), lower);
-    case 6:
-        return vandq_u8(BITS(byte[3], byte[4], 6), lower);
-    default:
-        return vshrq_n_u8(byte[4], 3);
-    }
-}
-
-/* The byte that has index vectors 2i and 2i + 1; `before` is the last one of the block before. */
-INLINE uint8x16_t index_byte(uint32_t half_bits, int i, const uint8x16_t byte[8],
-                             uint8x16_t before) {
-    if (half_bits != 7) {
-        return byte[i];
-    }
-    switch (i) {
-    case 0:
-        return BITS(before, byte[0], 7);
-    case 1:
-        return BITS(byte[0], byte[1], 6);
-    case 2:
-        return BITS(byte[1], byte[2], 5);
-    case 3:
-        return BITS(byte[2], byte[3], 4);
-    case 4:
-        return BITS(byte[3], byte[4], 3);
-    case 5:
-        return BITS(byte[4], byte[5], 2);
-    case 6:
-        return BITS(byte[5], byte[6], 1);
-    default:
-        return byte[6];
-    }
-}
-/* The two index vectors of a byte. */
-INLINE void split_byte(uint32_t half_bits, uint8x16_t byte, indexes *x, int at) {
-    x->at[at] = vandq_u8(byte, vdupq_n_u8(15));
-    x->at[at + 1] = vshrq_n_u8(byte, 4);
-    if (half_bits == 7) {
-        x->wide[at] = vandq_u8(byte, vdupq_n_u8(31));
-        x->wide[at + 1] = vshrq_n_u8(byte, 3);
-    }
-}
-
-/* Those of the block before, and what the next block needs. */
-INLINE void indexes_before(uint32_t half_bits, const uint8x16_t byte[8], previous *before,
-                           indexes *x, uint8x16_t *byte_before) {
-    const int n = half_bits == 5 ? 3 : 2;
-    uint8x16_t last[3];
-    UNROLL for (int i = 0; i < n; i++) {
-        const int own = n_indexes(half_bits) / (half_bits == 5 ? 1 : 2) - 1 - i;
-        const uint8x16_t now =
-            half_bits == 5 ? five_bits(own, byte) : index_byte(half_bits, own, byte, byte[0]);
-        last[i] = tile_before(before->last[i], now);
-        before->last[i] = now;
-        if (half_bits == 5) {
-            x->at[BEFORE - 1 - i] = last[i];
-        } else {
-            split_byte(half_bits, last[i], x, BEFORE - 2 - 2 * i);
-        }
-    }
-    *byte_before = last[0];
-}
-
-/* Those that weights k .. k + 3 need beyond the ones before. */
-INLINE void indexes_of(uint32_t half_bits, int k, const uint8x16_t byte[8], uint8x16_t byte_before,
-                       indexes *x) {
-    const int n = n_indexes(half_bits) / 4;
-    UNROLL for (int m = k / 4 * n; m < k / 4 * n + n; m++) {
-        if (half_bits == 5) {
-            x->at[BEFORE + m] = five_bits(m, byte);
-        } else if (m % 2 == 0) { /* the upper one perhaps early */
-            split_byte(half_bits, index_byte(half_bits, m / 2, byte, byte_before), x, BEFORE + m);
-        }
-    }
+    *d = (decoder){vld1q_u8(low), vld1q_u8(high), vld1q_u8(code->high), vld1q_u8(code->low)};
 }
 
 INLINE uint8x16_t xor3(uint8x16_t a, uint8x16_t b, uint8x16_t c) {
@@ -534,79 +305,111 @@ INLINE uint8x16_t xor3(uint8x16_t a, uint8x16_t b, uint8x16_t c) {
 #endif
 }
 
-/* Steps 3 and 4: weight k of all 16 blocks. */
-INLINE uint8x16_t decode(uint32_t half_bits, const decoder *d, const indexes *x, int k) {
-    const uint8x16x2_t *tap = d->tap[k % n_classes(half_bits)];
-    const uint8x16_t *at = x->at + BEFORE + newest(half_bits, k);
-    const uint8x16_t *wide = half_bits == 7 ? x->wide + BEFORE + newest(half_bits, k) : at;
-#define TAP(i)                                                                                     \
-    (is_wide(half_bits, k, i) ? vqtbl2q_u8(tap[i], wide[-(i)])                                     \
-                              : vqtbl1q_u8(tap[i].val[0], at[-(i)]))
-    uint8x16_t hash = xor3(TAP(0), TAP(1), TAP(2));
-    hash = n_taps(half_bits, k) == 5 ? xor3(hash, TAP(3), TAP(4)) : veorq_u8(hash, TAP(3));
-#undef TAP
+/* Eight bits of each block from bit `begin` on; the block starts with plane[2], two bytes of the
+ * block before it precede. */
+INLINE uint8x16_t eight_bits(const uint8x16_t *plane, int begin) {
+    const uint8x16_t *p = plane + (begin + 16) / 8;
+#define BITS(n)                                                                                    \
+    case n:                                                                                        \
+        return vsliq_n_u8(vshrq_n_u8(p[0], n), p[1], 8 - n);
+    switch ((begin + 16) % 8) {
+        BITS(1)
+        BITS(2)
+        BITS(3)
+        BITS(4)
+        BITS(5)
+        BITS(6)
+        BITS(7)
+    default:
+        return p[0];
+    }
+#undef BITS
+}
+
+/* Steps 2 to 4: weight k of all 16 blocks; of int8 weights its plane. */
+INLINE uint8x16_t decode(uint32_t half_bits, const decoder *d, const uint8x16_t *plane, int k) {
+    if (half_bits == 16) {
+        return plane[2 + k];
+    }
+    const int h = (int)half_bits, end = k / 2 * h + (k % 2 != 0 ? h : (h + 1) / 2);
+    const uint8x16_t newer = eight_bits(plane, end - 8), older = eight_bits(plane, end - 16);
+    const uint8x16_t nibble = vdupq_n_u8(15);
+    uint8x16_t hash;
+    if (has_shifts(half_bits)) {
+        const poly8x16_t factor = vdupq_n_p8((poly8_t)(1 | 1 << shift_left(half_bits)));
+        const uint8x16_t product =
+            vreinterpretq_u8_p8(vmulq_p8(vreinterpretq_p8_u8(newer), factor));
+        hash = xor3(older, product, half_bits == 7 ? vshrq_n_u8(newer, 2) : vshrq_n_u8(newer, 3));
+    } else {
+        hash = xor3(older, vqtbl1q_u8(d->newer_low, vandq_u8(newer, nibble)),
+                    vqtbl1q_u8(d->newer_high, vshrq_n_u8(newer, 4)));
+    }
     return vaddq_u8(vqtbl1q_u8(d->high, vshrq_n_u8(hash, 4)),
-                    vqtbl1q_u8(d->low, vandq_u8(hash, vdupq_n_u8(15))));
+                    vqtbl1q_u8(d->low, vandq_u8(hash, nibble)));
+}
+
+/* Step 1, four rows of the group at p; `before` has the last two planes of the group before it. */
+INLINE void load_planes(uint32_t half_bits, const uint8_t *p, const uint8_t *before,
+                        uint8x16_t plane[2 + 16]) {
+    UNROLL for (uint32_t j = 0; j < half_bits; j++) {
+        plane[2 + j] = vld1q_u8(p + (size_t)GROUP_BYTES * j);
+    }
+    UNROLL for (uint32_t i = 0; i < 2 && half_bits != 16; i++) { /* one byte down in each row */
+        const uint32x4_t own = vreinterpretq_u32_u8(plane[half_bits + i]);
+        const uint32x4_t last = vreinterpretq_u32_u8(vld1q_u8(before + (size_t)GROUP_BYTES * i));
+        plane[i] = vreinterpretq_u8_u32(vsliq_n_u32(vshrq_n_u32(last, 24), own, 8));
+    }
+}
+
+static const uint8_t no_planes[2 * GROUP_BYTES]; /* before the first group */
+
+/* A row's last group of n < 4 blocks, with zeros for those that lack. */
+static void widen_group(const uint8_t *codes, uint32_t half_bits, size_t n, uint8_t *out) {
+    memset(out, 0, (size_t)GROUP_BYTES * half_bits);
+    for (size_t i = 0; i < (size_t)PACKED_STRIP * half_bits; i++) { /* plane and row */
+        memcpy(out + PACKED_GROUP * i, codes + n * i, n);
+    }
 }
 
 /* ---- Products ---------------------------------------------------------- */
 
-/* Sums of four rows, not all lanes added up yet. */
+/* Sums of four rows; of BASELINE not all lanes added up yet. */
 typedef struct sums {
     int32x4_t a, b;
 } sums;
 
-/* Adds the products of four columns' weights in lanes [row][tile] with the activations at x,
- * [column][tile]. */
-INLINE sums add_columns(sums s, const uint8x16_t v[4], const int8_t *x) {
-    const int8x16_t v0 = vreinterpretq_s8_u8(v[0]), v1 = vreinterpretq_s8_u8(v[1]);
-    const int8x16_t v2 = vreinterpretq_s8_u8(v[2]), v3 = vreinterpretq_s8_u8(v[3]);
-#if LEVEL == BASELINE
-    /* two products of at most 127 * 127 fit into 16 bits */
-    int8x16_t x0, x1, x2, x3;
-#define LOAD(i)                                                                                    \
-    do {                                                                                           \
-        int32_t word;                                                                              \
-        memcpy(&word, x + 4 * (i), sizeof word);                                                   \
-        x##i = vreinterpretq_s8_s32(vdupq_n_s32(word));                                            \
-    } while (0)
-    LOAD(0);
-    LOAD(1);
-    LOAD(2);
-    LOAD(3);
-#undef LOAD
-    int16x8_t low = vmull_s8(vget_low_s8(v0), vget_low_s8(x0)), high = vmull_high_s8(v0, x0);
-    low = vmlal_s8(low, vget_low_s8(v1), vget_low_s8(x1)), high = vmlal_high_s8(high, v1, x1);
+/* Adds the products of two weights' vectors with the activations at x, four for each. */
+INLINE sums add_products(sums s, uint8x16_t v0, uint8x16_t v1, const int8_t *x) {
+    const int8x16_t w0 = vreinterpretq_s8_u8(v0), w1 = vreinterpretq_s8_u8(v1);
+    int32_t word[2];
+    memcpy(word, x, sizeof word);
+    const int8x16_t x0 = vreinterpretq_s8_s32(vdupq_n_s32(word[0]));
+    const int8x16_t x1 = vreinterpretq_s8_s32(vdupq_n_s32(word[1]));
+    /* two products of at most 128 * 127 fit into 16 bits */
+    int16x8_t low = vmull_s8(vget_low_s8(w0), vget_low_s8(x0)), high = vmull_high_s8(w0, x0);
+    low = vmlal_s8(low, vget_low_s8(w1), vget_low_s8(x1)), high = vmlal_high_s8(high, w1, x1);
     s.a = vpadalq_s16(s.a, low), s.b = vpadalq_s16(s.b, high);
-    low = vmull_s8(vget_low_s8(v2), vget_low_s8(x2)), high = vmull_high_s8(v2, x2);
-    low = vmlal_s8(low, vget_low_s8(v3), vget_low_s8(x3)), high = vmlal_high_s8(high, v3, x3);
-    s.a = vpadalq_s16(s.a, low), s.b = vpadalq_s16(s.b, high);
-#else
-    const int8x16_t four = vld1q_s8(x);
-    s.a = vdotq_laneq_s32(s.a, v0, four, 0);
-    s.b = vdotq_laneq_s32(s.b, v1, four, 1);
-    s.a = vdotq_laneq_s32(s.a, v2, four, 2);
-    s.b = vdotq_laneq_s32(s.b, v3, four, 3);
-#endif
     return s;
 }
-INLINE int32x4_t sums_of_columns(sums s) {
-    return LEVEL == BASELINE ? vpaddq_s32(s.a, s.b) : vaddq_s32(s.a, s.b);
-}
 
-/* Adds the products of a row's 16 columns; any lane will do. |v| <= 128. */
-INLINE int32x4_t add_row(int32x4_t sum, int8x16_t v, int8x16_t x) {
+/* The same of four weights. */
+INLINE sums add_products4(sums s, const uint8x16_t v[4], const int8_t *x) {
 #if LEVEL == BASELINE
-    return vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(v), vget_low_s8(x)), v, x));
+    return add_products(add_products(s, v[0], v[1], x), v[2], v[3], x + 8);
 #else
-    return vdotq_s32(sum, v, x);
+    const int8x16_t four = vld1q_s8(x);
+    s.a = vdotq_laneq_s32(s.a, vreinterpretq_s8_u8(v[0]), four, 0);
+    s.a = vdotq_laneq_s32(s.a, vreinterpretq_s8_u8(v[1]), four, 1);
+    s.a = vdotq_laneq_s32(s.a, vreinterpretq_s8_u8(v[2]), four, 2);
+    s.a = vdotq_laneq_s32(s.a, vreinterpretq_s8_u8(v[3]), four, 3);
+    return s;
 #endif
 }
-INLINE int32x4_t sums_of_rows(const int32x4_t row[4]) {
-    return vpaddq_s32(vpaddq_s32(row[0], row[1]), vpaddq_s32(row[2], row[3]));
+INLINE int32x4_t sums_of_rows(sums s) {
+    return LEVEL == BASELINE ? vpaddq_s32(s.a, s.b) : s.a;
 }
 
-/* Exact sums of four rows for one token to floats in y, for the first n rows. */
+/* Exact sums of n <= 4 rows for one token to floats in y. */
 static void store_rows(const packed_matrix *w, uint32_t row, uint32_t n, const activation *x,
                        int32x4_t sum, float *y) {
     const uint32_t centre = w->half_bits == 16 ? 0 : CODE_CENTRE;
@@ -624,416 +427,294 @@ static void store_rows(const packed_matrix *w, uint32_t row, uint32_t n, const a
     }
 }
 
-/* Tiles left over after a strip's whole groups are read from a copy with zeros. */
-enum { MAX_GROUP_BYTES = GROUP_TILES * 4 * CODE_MAX_RATE };
+/*
+ * The activations of a group's 64 columns in the order of products: four of weight 0, those of
+ * the blocks 0 to 3, then four of weight 1. Zeros past the last column.
+ */
+static inline void arrange_group(const int8_t *q, size_t n_blocks, int8_t *out) {
+    int8x16x4_t block;
+    for (size_t b = 0; b < PACKED_GROUP; b++) {
+        block.val[b] = b < n_blocks ? vld1q_s8(q + CODE_BLOCK * b) : vdupq_n_s8(0);
+    }
+    vst4q_s8(out, block);
+}
 
 /* ---- One token --------------------------------------------------------- */
 
-/* Keeps compilers from beginning with weights k + 4 .. before k .. k + 3 are done, for whose index
- * vectors there are no registers: the first byte they need comes after the sums. */
-#define ORDER(half_bits, k, s, byte)                                                               \
-    __asm__("" : "+w"((s).a), "+w"((s).b), "+w"((byte)[((k) + 7) * (int)(half_bits) / 16]))
+enum { QUARTERS = PACKED_STRIP / ROWS }; /* of a strip */
 
-/* Adds the products of n groups at p with activations x, [group][column mod 16][tile]. */
-INLINE sums dot_groups(uint32_t half_bits, const decoder *d, const uint8_t *p, const int8_t *x,
-                       size_t n, previous *before, sums s) {
-    previous last = *before;
-    for (const int8_t *end = x + n * 16 * GROUP_TILES; x != end; x += 16 * GROUP_TILES) {
-        uint8x16_t byte[8], byte_before;
-        indexes index;
-        load_bytes(half_bits, d, p, byte);
-        indexes_before(half_bits, byte, &last, &index, &byte_before);
-        UNROLL for (int k = 0; k < 16; k += 4) {
-            indexes_of(half_bits, k, byte, byte_before, &index);
-            const uint8x16_t v[4] = {
-                decode(half_bits, d, &index, k), decode(half_bits, d, &index, k + 1),
-                decode(half_bits, d, &index, k + 2), decode(half_bits, d, &index, k + 3)};
-            s = add_columns(s, v, x + 4 * k);
-            if (k < 12) {
-                ORDER(half_bits, k, s, byte);
+/* Adds the products of n groups of a strip at p with arranged activations. */
+INLINE void dot_groups(uint32_t half_bits, const decoder *decoder_at, const uint8_t *p,
+                       const uint8_t *before, const int8_t *x, size_t n, sums s[QUARTERS]) {
+    const decoder d = *decoder_at;
+    for (const int8_t *end = x + n * GROUP_COLS; x != end; x += GROUP_COLS) {
+        for (size_t i = 0; i < QUARTERS; i++) {
+            uint8x16_t plane[2 + 16];
+            sums sum = s[i];
+            load_planes(half_bits, p + 16 * i, before + 16 * i, plane);
+            UNROLL for (int k = 0; k < 16; k += 4) {
+                const uint8x16_t v[4] = {
+                    decode(half_bits, &d, plane, k), decode(half_bits, &d, plane, k + 1),
+                    decode(half_bits, &d, plane, k + 2), decode(half_bits, &d, plane, k + 3)};
+                sum = add_products4(sum, v, x + 4 * k);
+            }
+            s[i] = sum;
+        }
+        before = p + (size_t)GROUP_BYTES * (half_bits - 2);
+        p += (size_t)GROUP_BYTES * half_bits;
+    }
+}
+
+/* The values of n groups: a plane for each weight. */
+INLINE void decode_groups(uint32_t half_bits, const decoder *decoder_at, const uint8_t *p,
+                          const uint8_t *before, size_t n, uint8_t *out) {
+    const decoder d = *decoder_at;
+    for (const uint8_t *end = out + n * CODE_BLOCK * GROUP_BYTES; out != end;
+         out += CODE_BLOCK * GROUP_BYTES) {
+        for (size_t i = 0; i < QUARTERS; i++) {
+            uint8x16_t plane[2 + 16];
+            load_planes(half_bits, p + 16 * i, before + 16 * i, plane);
+            UNROLL for (int k = 0; k < 16; k++) {
+                vst1q_u8(out + GROUP_BYTES * k + 16 * i, decode(half_bits, &d, plane, k));
             }
         }
-        p += (size_t)16 * half_bits;
-    }
-    *before = last;
-    return s;
-}
-
-/* Functions of their own, without calls, so that a loop has all registers for itself. */
-#define DOT_GROUPS(half_bits)                                                                      \
-    static __attribute__((noinline)) sums dot_groups_##half_bits(                                  \
-        const decoder *d, const uint8_t *p, const int8_t *x, size_t n, previous *before, sums s) { \
-        return dot_groups(half_bits, d, p, x, n, before, s);                                       \
-    }
-DOT_GROUPS(4)
-DOT_GROUPS(5)
-DOT_GROUPS(6)
-DOT_GROUPS(7)
-DOT_GROUPS(8)
-
-/* The four sums of a strip; the activations end in zeros. */
-static int32x4_t dot_strip(uint32_t half_bits, const decoder *d, const uint8_t *strip,
-                           const int8_t *x, size_t n_tiles) {
-    static sums (*const dot[])(const decoder *, const uint8_t *, const int8_t *, size_t, previous *,
-                               sums) = {[4] = dot_groups_4,
-                                        [5] = dot_groups_5,
-                                        [6] = dot_groups_6,
-                                        [7] = dot_groups_7,
-                                        [8] = dot_groups_8};
-    const size_t groups = n_tiles / GROUP_TILES, tile_bytes = (size_t)4 * half_bits;
-    const size_t whole = groups * GROUP_TILES;
-    previous before = row_start();
-    sums s = {vdupq_n_s32(0), vdupq_n_s32(0)};
-    s = dot[half_bits](d, strip, x, groups, &before, s);
-    if (whole < n_tiles) {
-        uint8_t copy[MAX_GROUP_BYTES] = {0};
-        memcpy(copy, strip + whole * tile_bytes, (n_tiles - whole) * tile_bytes);
-        s = dot[half_bits](d, copy, x + 16 * whole, 1, &before, s);
-    }
-    return sums_of_columns(s);
-}
-
-/* The same of int8 weights; activations in their own order. */
-static int32x4_t dot_strip_i8(const uint8_t *strip, const int8_t *x, size_t n_tiles) {
-    int32x4_t row[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
-    for (size_t i = 0; i < n_tiles; i++) {
-        const int8x16_t xv = vld1q_s8(x + 16 * i);
-        UNROLL for (size_t r = 0; r < 4; r++) {
-            row[r] = add_row(row[r], vreinterpretq_s8_u8(vld1q_u8(strip + 64 * i + 16 * r)), xv);
-        }
-    }
-    return sums_of_rows(row);
-}
-
-/* Activations to [group][column mod 16][tile], filled up with zeros. */
-static void group_activations(const int8_t *q, size_t n_tiles, int8_t *out) {
-    for (size_t i = 0; i < n_tiles; i += GROUP_TILES) {
-        int8x16x4_t tile;
-        for (size_t t = 0; t < GROUP_TILES; t++) {
-            tile.val[t] = i + t < n_tiles ? vld1q_s8(q + 16 * (i + t)) : vdupq_n_s8(0);
-        }
-        vst4q_s8(out + 16 * i, tile);
+        before = p + (size_t)GROUP_BYTES * (half_bits - 2);
+        p += (size_t)GROUP_BYTES * half_bits;
     }
 }
 
-/*
- * These kernels want tiles of 4 rows x 16 columns, a row's block of half_bits bytes after the
- * other: copies four rows of the matrix to the end of scratch in that order.
- */
-static const uint8_t *gather_strip(const packed_matrix *w, uint32_t row, uint8_t *scratch) {
-    const uint32_t n_tiles = w->n_cols / 16;
-    uint8_t *strip = scratch + (size_t)64 * w->n_cols, *out = strip;
-    for (uint32_t b = 0; b < n_tiles; b++) {
-        for (uint32_t r = row; r < row + 4; r++) {
-            const packed_place place = packed_block(w->half_bits, n_tiles, r, b);
-            for (uint32_t j = 0; j < w->half_bits; j++) {
-                *out++ = w->codes[place.first + j * place.step];
-            }
-        }
+/* Functions without calls, so that their loops have all registers for themselves. */
+#define GROUPS(h)                                                                                  \
+    static __attribute__((noinline)) void dot_groups_##h(const decoder *d, const uint8_t *p,       \
+                                                         const uint8_t *before, const int8_t *x,   \
+                                                         size_t n, sums *s) {                      \
+        dot_groups(h, d, p, before, x, n, s);                                                      \
+    }                                                                                              \
+    static __attribute__((noinline)) void decode_groups_##h(                                       \
+        const decoder *d, const uint8_t *p, const uint8_t *before, size_t n, uint8_t *out) {       \
+        decode_groups(h, d, p, before, n, out);                                                    \
     }
-    return strip;
+GROUPS(4)
+GROUPS(5)
+GROUPS(6)
+GROUPS(7)
+GROUPS(8)
+GROUPS(16)
+static const struct {
+    void (*dot)(const decoder *, const uint8_t *, const uint8_t *, const int8_t *, size_t, sums *);
+    void (*decode)(const decoder *, const uint8_t *, const uint8_t *, size_t, uint8_t *);
+} rates[] = {[4] = {dot_groups_4, decode_groups_4}, [5] = {dot_groups_5, decode_groups_5},
+             [6] = {dot_groups_6, decode_groups_6}, [7] = {dot_groups_7, decode_groups_7},
+             [8] = {dot_groups_8, decode_groups_8}, [16] = {dot_groups_16, decode_groups_16}};
+
+/* The groups of a strip: `whole` with four blocks each, and one widened if blocks are left. */
+typedef struct strip {
+    const uint8_t *codes, *before_last;
+    size_t whole, rest; /* groups, blocks */
+    uint8_t last[16 * GROUP_BYTES];
+} strip;
+
+static void strip_start(const packed_matrix *w, uint32_t row, strip *s) {
+    const size_t n_blocks = w->n_cols / CODE_BLOCK,
+                 group_bytes = (size_t)GROUP_BYTES * w->half_bits;
+    s->codes = w->codes + row / PACKED_STRIP * (PACKED_STRIP * n_blocks * w->half_bits);
+    s->whole = n_blocks / PACKED_GROUP, s->rest = n_blocks % PACKED_GROUP;
+    const uint8_t *end = s->codes + s->whole * group_bytes;
+    s->before_last = s->whole > 0 ? end - 2 * GROUP_BYTES : no_planes;
+    if (s->rest > 0) {
+        widen_group(end, w->half_bits, s->rest, s->last);
+    }
 }
 
 static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
-                   const activation *x, float *y, uint8_t *scratch) {
-    const size_t n_tiles = w->n_cols / 16;
-    const int8_t *q = x->q;
+                   const activation *x, float *y, int8_t *scratch) {
+    const uint32_t h = w->half_bits;
     decoder d;
-    if (w->half_bits != 16) {
-        decoder_fill(w->half_bits, &d);
-        group_activations(q, n_tiles, (int8_t *)scratch);
-        q = (const int8_t *)scratch;
+    memset(&d, 0, sizeof d);
+    if (h != 16) {
+        decoder_fill(h, &d);
     }
-    for (uint32_t r = row_begin; r < row_end; r += 4) {
-        const uint8_t *strip = gather_strip(w, r, scratch);
-        const int32x4_t sum = w->half_bits == 16 ? dot_strip_i8(strip, q, n_tiles)
-                                                 : dot_strip(w->half_bits, &d, strip, q, n_tiles);
-        store_rows(w, r, row_end - r < 4 ? row_end - r : 4, x, sum, y);
+    for (uint32_t c = 0; c < w->n_cols; c += GROUP_COLS) {
+        arrange_group(x->q + c, (w->n_cols - c) / CODE_BLOCK, scratch + c);
+    }
+    for (uint32_t r = row_begin; r < row_end; r += PACKED_STRIP) {
+        strip s;
+        sums sum[QUARTERS];
+        memset(sum, 0, sizeof sum);
+        strip_start(w, r, &s);
+        rates[h].dot(&d, s.codes, no_planes, scratch, s.whole, sum);
+        if (s.rest > 0) {
+            rates[h].dot(&d, s.last, s.before_last, scratch + s.whole * GROUP_COLS, 1, sum);
+        }
+        for (uint32_t i = 0; i < QUARTERS && r + ROWS * i < row_end; i++) {
+            const uint32_t row = r + ROWS * i, n = row_end - row < ROWS ? row_end - row : ROWS;
+            store_rows(w, row, n, x, sums_of_rows(sum[i]), y);
+        }
     }
 }
 
 /* ---- Several tokens ---------------------------------------------------- */
 
 /*
- * A strip is decoded once, to 64 bytes for each tile, in the order that the products want:
- *
- *     BASELINE   row by row
- *     DOTPROD    four columns of four rows, four times
- *     I8MM       eight columns of two rows: rows 0 1 and 2 3, then the same of the other columns
+ * A strip is decoded once, then multiplied with PASS_TOKENS tokens: two quarters of it, eight rows,
+ * with MAX_TOKENS at a time, so that the sums are in registers.
  */
+enum {
+    PASS_TOKENS = 64,
+    MAX_TOKENS = LEVEL == BASELINE ? 4 : 8,
+    SETS = 2, /* quarters */
+    VALUE_BYTES = CODE_BLOCK * GROUP_BYTES,
+    PAIR = LEVEL == I8MM ? 2 : 1 /* tokens whose activations are mixed, eight by eight */
+};
 
-/* Transposes 4 x 4 words: rows to columns of four bytes, or back. */
-INLINE void transpose_words(uint32x4_t w[4]) {
-    const uint64x2_t a = vreinterpretq_u64_u32(vtrn1q_u32(w[0], w[1]));
-    const uint64x2_t b = vreinterpretq_u64_u32(vtrn2q_u32(w[0], w[1]));
-    const uint64x2_t c = vreinterpretq_u64_u32(vtrn1q_u32(w[2], w[3]));
-    const uint64x2_t e = vreinterpretq_u64_u32(vtrn2q_u32(w[2], w[3]));
-    w[0] = vreinterpretq_u32_u64(vtrn1q_u64(a, c));
-    w[1] = vreinterpretq_u32_u64(vtrn1q_u64(b, e));
-    w[2] = vreinterpretq_u32_u64(vtrn2q_u64(a, c));
-    w[3] = vreinterpretq_u32_u64(vtrn2q_u64(b, e));
-}
-
-/* A tile, four rows of 16 bytes, to the order above. */
-INLINE void store_tile(uint32x4_t row[4], uint8_t *out) {
-#if LEVEL == DOTPROD
-    transpose_words(row);
-#elif LEVEL == I8MM
-    const uint64x2_t a = vreinterpretq_u64_u32(row[0]), b = vreinterpretq_u64_u32(row[1]);
-    const uint64x2_t c = vreinterpretq_u64_u32(row[2]), e = vreinterpretq_u64_u32(row[3]);
-    row[0] = vreinterpretq_u32_u64(vtrn1q_u64(a, b));
-    row[1] = vreinterpretq_u32_u64(vtrn1q_u64(c, e));
-    row[2] = vreinterpretq_u32_u64(vtrn2q_u64(a, b));
-    row[3] = vreinterpretq_u32_u64(vtrn2q_u64(c, e));
-#endif
-    UNROLL for (int i = 0; i < 4; i++) {
-        vst1q_u8(out + 16 * i, vreinterpretq_u8_u32(row[i]));
-    }
-}
-
-/* Four columns in lanes [row][tile] to words of each tile: lane [row], columns from 4 * part on. */
-INLINE void store_columns(const uint8x16_t v[4], uint8_t *out, int part) {
-    const uint16x8_t a = vreinterpretq_u16_u8(vtrn1q_u8(v[0], v[1])); /* tiles 0 and 2 */
-    const uint16x8_t b = vreinterpretq_u16_u8(vtrn1q_u8(v[2], v[3]));
-    const uint16x8_t c = vreinterpretq_u16_u8(vtrn2q_u8(v[0], v[1])); /* tiles 1 and 3 */
-    const uint16x8_t e = vreinterpretq_u16_u8(vtrn2q_u8(v[2], v[3]));
-    vst1q_u8(out + 16 * part, vreinterpretq_u8_u16(vtrn1q_u16(a, b)));
-    vst1q_u8(out + 64 + 16 * part, vreinterpretq_u8_u16(vtrn1q_u16(c, e)));
-    vst1q_u8(out + 128 + 16 * part, vreinterpretq_u8_u16(vtrn2q_u16(a, b)));
-    vst1q_u8(out + 192 + 16 * part, vreinterpretq_u8_u16(vtrn2q_u16(c, e)));
-}
-
-INLINE void unpack_groups(uint32_t half_bits, const decoder *d, const uint8_t *p, size_t n,
-                          previous *before, uint8_t *out) {
-    previous last = *before;
-    for (const uint8_t *end = out + n * 64 * GROUP_TILES; out != end; out += 64 * GROUP_TILES) {
-        uint8x16_t byte[8], byte_before;
-        indexes index;
-        load_bytes(half_bits, d, p, byte);
-        indexes_before(half_bits, byte, &last, &index, &byte_before);
-        UNROLL for (int k = 0; k < 16; k += 4) {
-            indexes_of(half_bits, k, byte, byte_before, &index);
-            const uint8x16_t v[4] = {
-                decode(half_bits, d, &index, k), decode(half_bits, d, &index, k + 1),
-                decode(half_bits, d, &index, k + 2), decode(half_bits, d, &index, k + 3)};
-            store_columns(v, out, k / 4);
-        }
-        if (LEVEL != DOTPROD) {
-            for (size_t t = 0; t < GROUP_TILES; t++) {
-                uint32x4_t word[4];
-                UNROLL for (size_t j = 0; j < 4; j++) {
-                    word[j] = vreinterpretq_u32_u8(vld1q_u8(out + 64 * t + 16 * j));
-                }
-                transpose_words(word);
-                store_tile(word, out + 64 * t);
+/* Activations of n tokens, PAIR by PAIR; the last one again where it has no partner. */
+static void arrange_tokens(const activation *x, uint32_t n, uint32_t n_cols, int8_t *out) {
+    for (uint32_t t = 0; t < n; t += PAIR) {
+        for (uint32_t c = 0; c < n_cols; c += GROUP_COLS, out += PAIR * GROUP_COLS) {
+            const size_t n_blocks = (n_cols - c) / CODE_BLOCK;
+            if (PAIR == 1) {
+                arrange_group(x[t].q + c, n_blocks, out);
+                continue;
+            }
+            int8_t one[2][GROUP_COLS];
+            arrange_group(x[t].q + c, n_blocks, one[0]);
+            arrange_group(x[t + 1 < n ? t + 1 : t].q + c, n_blocks, one[1]);
+            for (size_t i = 0; i < GROUP_COLS; i += 8) {
+                memcpy(out + 2 * i, one[0] + i, 8);
+                memcpy(out + 2 * i + 8, one[1] + i, 8);
             }
         }
-        p += (size_t)16 * half_bits;
-    }
-    *before = last;
-}
-
-#define UNPACK_GROUPS(half_bits)                                                                   \
-    static __attribute__((noinline)) void unpack_groups_##half_bits(                               \
-        const decoder *d, const uint8_t *p, size_t n, previous *before, uint8_t *out) {            \
-        unpack_groups(half_bits, d, p, n, before, out);                                            \
-    }
-UNPACK_GROUPS(4)
-UNPACK_GROUPS(5)
-UNPACK_GROUPS(6)
-UNPACK_GROUPS(7)
-UNPACK_GROUPS(8)
-
-static void unpack_strip_i8(const uint8_t *strip, size_t n_tiles, uint8_t *out) {
-    for (size_t i = 0; i < n_tiles; i++) {
-        uint32x4_t row[4];
-        for (size_t r = 0; r < 4; r++) {
-            row[r] = vreinterpretq_u32_u8(vld1q_u8(strip + 64 * i + 16 * r));
-        }
-        store_tile(row, out + 64 * i);
     }
 }
 
-static void unpack_strip(uint32_t half_bits, const decoder *d, const uint8_t *strip, size_t n_tiles,
-                         uint8_t *out) {
-    static void (*const unpack[])(const decoder *, const uint8_t *, size_t, previous *,
-                                  uint8_t *) = {[4] = unpack_groups_4,
-                                                [5] = unpack_groups_5,
-                                                [6] = unpack_groups_6,
-                                                [7] = unpack_groups_7,
-                                                [8] = unpack_groups_8};
-    if (half_bits == 16) {
-        unpack_strip_i8(strip, n_tiles, out);
-        return;
-    }
-    const size_t groups = n_tiles / GROUP_TILES, tile_bytes = (size_t)4 * half_bits;
-    const size_t whole = groups * GROUP_TILES;
-    previous before = row_start();
-    unpack[half_bits](d, strip, groups, &before, out);
-    if (whole < n_tiles) {
-        uint8_t copy[MAX_GROUP_BYTES] = {0}, last[64 * GROUP_TILES];
-        memcpy(copy, strip + whole * tile_bytes, (n_tiles - whole) * tile_bytes);
-        unpack[half_bits](d, copy, 1, &before, last);
-        memcpy(out + 64 * whole, last, (n_tiles - whole) * 64);
-    }
-}
-
-/* One strip (BASELINE) or two against four or eight tokens: STRIPS * TOKENS accumulators. */
-enum { STRIPS = LEVEL == BASELINE ? 1 : 2, MAX_TOKENS = LEVEL == BASELINE ? 4 : 8 };
-
-INLINE int8x16_t load_values(const uint8_t *p) {
-    return vreinterpretq_s8_u8(vld1q_u8(p));
-}
-
-#if LEVEL == BASELINE
-
-INLINE void dot_block(int tokens, const uint8_t *const v[STRIPS], const int8_t *const x[MAX_TOKENS],
-                      size_t n_tiles, int32x4_t sum[STRIPS][MAX_TOKENS]) {
-    int32x4_t row[MAX_TOKENS][4];
-    UNROLL for (int t = 0; t < tokens; t++) {
-        UNROLL for (int r = 0; r < 4; r++) {
-            row[t][r] = vdupq_n_s32(0);
-        }
-    }
-    for (size_t i = 0; i < n_tiles; i++) {
-        const uint8_t *p = v[0] + 64 * i;
-        const int8x16_t v0 = load_values(p), v1 = load_values(p + 16);
-        const int8x16_t v2 = load_values(p + 32), v3 = load_values(p + 48);
-        UNROLL for (int t = 0; t < tokens; t++) {
-            const int8x16_t xv = vld1q_s8(x[t] + 16 * i);
-            row[t][0] = add_row(row[t][0], v0, xv);
-            row[t][1] = add_row(row[t][1], v1, xv);
-            row[t][2] = add_row(row[t][2], v2, xv);
-            row[t][3] = add_row(row[t][3], v3, xv);
-        }
-    }
-    UNROLL for (int t = 0; t < tokens; t++) {
-        sum[0][t] = sums_of_rows(row[t]);
-    }
-}
-
-#elif LEVEL == DOTPROD
-
-INLINE void dot_block(int tokens, const uint8_t *const v[STRIPS], const int8_t *const x[MAX_TOKENS],
-                      size_t n_tiles, int32x4_t sum[STRIPS][MAX_TOKENS]) {
-    int32x4_t acc[STRIPS][MAX_TOKENS];
-    UNROLL for (int t = 0; t < tokens; t++) {
-        acc[0][t] = acc[1][t] = vdupq_n_s32(0);
-    }
-    for (size_t i = 0; i < n_tiles; i++) {
-        const uint8_t *p = v[0] + 64 * i, *q = v[1] + 64 * i;
-        const int8x16_t a0 = load_values(p), a1 = load_values(p + 16);
-        const int8x16_t a2 = load_values(p + 32), a3 = load_values(p + 48);
-        const int8x16_t b0 = load_values(q), b1 = load_values(q + 16);
-        const int8x16_t b2 = load_values(q + 32), b3 = load_values(q + 48);
-        UNROLL for (int t = 0; t < tokens; t++) {
-            const int8x16_t xv = vld1q_s8(x[t] + 16 * i);
-            acc[0][t] = vdotq_laneq_s32(acc[0][t], a0, xv, 0);
-            acc[1][t] = vdotq_laneq_s32(acc[1][t], b0, xv, 0);
-            acc[0][t] = vdotq_laneq_s32(acc[0][t], a1, xv, 1);
-            acc[1][t] = vdotq_laneq_s32(acc[1][t], b1, xv, 1);
-            acc[0][t] = vdotq_laneq_s32(acc[0][t], a2, xv, 2);
-            acc[1][t] = vdotq_laneq_s32(acc[1][t], b2, xv, 2);
-            acc[0][t] = vdotq_laneq_s32(acc[0][t], a3, xv, 3);
-            acc[1][t] = vdotq_laneq_s32(acc[1][t], b3, xv, 3);
-        }
-    }
-    UNROLL for (int t = 0; t < tokens; t++) {
-        sum[0][t] = acc[0][t], sum[1][t] = acc[1][t];
-    }
-}
-
-#else
-
-INLINE void dot_block(int tokens, const uint8_t *const v[STRIPS], const int8_t *const x[MAX_TOKENS],
-                      size_t n_tiles, int32x4_t sum[STRIPS][MAX_TOKENS]) {
+/* The sums of two quarters whose values are at v. x: each PAIR's activations. */
+INLINE void dot_block(int tokens, const uint8_t *v, const int8_t *const *x, size_t n_groups,
+                      int32x4_t sum[SETS][MAX_TOKENS]) {
+#if LEVEL == I8MM
     int32x4_t acc[4][MAX_TOKENS / 2]; /* two rows of two tokens */
     UNROLL for (int t = 0; t < tokens / 2; t++) {
         acc[0][t] = acc[1][t] = acc[2][t] = acc[3][t] = vdupq_n_s32(0);
     }
-    for (size_t i = 0; i < n_tiles; i++) {
-        const uint8_t *p = v[0] + 64 * i, *q = v[1] + 64 * i;
-        const int8x16_t a0 = load_values(p), a1 = load_values(p + 16);
-        const int8x16_t b0 = load_values(q), b1 = load_values(q + 16);
-        const int8x16_t a2 = load_values(p + 32), a3 = load_values(p + 48);
-        const int8x16_t b2 = load_values(q + 32), b3 = load_values(q + 48);
+    for (size_t i = 0; i < n_groups * 8; i++, v += 2 * GROUP_BYTES) { /* two weights */
+        int8x16_t w[4];
+        UNROLL for (int s = 0; s < SETS; s++) { /* eight columns of two rows */
+            const int32x4_t v0 = vreinterpretq_s32_u8(vld1q_u8(v + 16 * s));
+            const int32x4_t v1 = vreinterpretq_s32_u8(vld1q_u8(v + 16 * s + GROUP_BYTES));
+            w[2 * s] = vreinterpretq_s8_s32(vzip1q_s32(v0, v1));
+            w[2 * s + 1] = vreinterpretq_s8_s32(vzip2q_s32(v0, v1));
+        }
         UNROLL for (int t = 0; t < tokens / 2; t++) {
-            const int64x2_t x0 = vreinterpretq_s64_s8(vld1q_s8(x[2 * t] + 16 * i));
-            const int64x2_t x1 = vreinterpretq_s64_s8(vld1q_s8(x[2 * t + 1] + 16 * i));
-            const int8x16_t first = vreinterpretq_s8_s64(vtrn1q_s64(x0, x1));
-            const int8x16_t second = vreinterpretq_s8_s64(vtrn2q_s64(x0, x1));
-            acc[0][t] = vmmlaq_s32(acc[0][t], a0, first);
-            acc[1][t] = vmmlaq_s32(acc[1][t], a1, first);
-            acc[2][t] = vmmlaq_s32(acc[2][t], b0, first);
-            acc[3][t] = vmmlaq_s32(acc[3][t], b1, first);
-            acc[0][t] = vmmlaq_s32(acc[0][t], a2, second);
-            acc[1][t] = vmmlaq_s32(acc[1][t], a3, second);
-            acc[2][t] = vmmlaq_s32(acc[2][t], b2, second);
-            acc[3][t] = vmmlaq_s32(acc[3][t], b3, second);
+            const int8x16_t two = vld1q_s8(x[t] + 16 * i);
+            acc[0][t] = vmmlaq_s32(acc[0][t], w[0], two);
+            acc[1][t] = vmmlaq_s32(acc[1][t], w[1], two);
+            acc[2][t] = vmmlaq_s32(acc[2][t], w[2], two);
+            acc[3][t] = vmmlaq_s32(acc[3][t], w[3], two);
         }
     }
     UNROLL for (int t = 0; t < tokens / 2; t++) {
-        UNROLL for (int s = 0; s < STRIPS; s++) {
+        UNROLL for (int s = 0; s < SETS; s++) {
             sum[s][2 * t] = vuzp1q_s32(acc[2 * s][t], acc[2 * s + 1][t]);
             sum[s][2 * t + 1] = vuzp2q_s32(acc[2 * s][t], acc[2 * s + 1][t]);
         }
     }
-}
-
+#else
+    sums acc[SETS][MAX_TOKENS];
+    UNROLL for (int t = 0; t < tokens; t++) {
+        acc[0][t].a = acc[0][t].b = acc[1][t].a = acc[1][t].b = vdupq_n_s32(0);
+    }
+    enum { STEP = LEVEL == BASELINE ? 2 : 4 }; /* weights */
+    for (size_t i = 0; i < n_groups * CODE_BLOCK; i += STEP, v += STEP * GROUP_BYTES) {
+        uint8x16_t w[SETS][4];
+        UNROLL for (int j = 0; j < STEP; j++) {
+            w[0][j] = vld1q_u8(v + GROUP_BYTES * j);
+            w[1][j] = vld1q_u8(v + GROUP_BYTES * j + 16);
+        }
+        UNROLL for (int t = 0; t < tokens; t++) {
+            UNROLL for (int s = 0; s < SETS; s++) {
+#if LEVEL == BASELINE
+                acc[s][t] = add_products(acc[s][t], w[s][0], w[s][1], x[t] + 4 * i);
+#else
+                acc[s][t] = add_products4(acc[s][t], w[s], x[t] + 4 * i);
 #endif
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < tokens; t++) {
+        sum[0][t] = sums_of_rows(acc[0][t]), sum[1][t] = sums_of_rows(acc[1][t]);
+    }
+#endif
+}
 
 #define DOT_BLOCK(tokens)                                                                          \
     static __attribute__((noinline)) void dot_block_##tokens(                                      \
-        const uint8_t *const v[STRIPS], const int8_t *const x[MAX_TOKENS], size_t n_tiles,         \
-        int32x4_t sum[STRIPS][MAX_TOKENS]) {                                                       \
-        dot_block(tokens, v, x, n_tiles, sum);                                                     \
+        const uint8_t *v, const int8_t *const *x, size_t n_groups,                                 \
+        int32x4_t sum[SETS][MAX_TOKENS]) {                                                         \
+        dot_block(tokens, v, x, n_groups, sum);                                                    \
     }
 DOT_BLOCK(2)
 DOT_BLOCK(4)
 #if LEVEL != BASELINE
 DOT_BLOCK(8)
-#else
-#define dot_block_8 dot_block_4 /* never wanted */
 #endif
+
+/* Rows [row, row_end) of one strip, whose values are at v, for n <= PASS_TOKENS tokens. */
+static void dot_strip(const packed_matrix *w, uint32_t row, uint32_t row_end, const uint8_t *v,
+                      const activation *x, uint32_t n, const int8_t *arranged, float *y,
+                      size_t y_stride) {
+    const size_t n_groups = (w->n_cols + GROUP_COLS - 1) / GROUP_COLS;
+    for (; row < row_end; row += SETS * ROWS, v += SETS * 16) {
+        for (uint32_t t = 0; t < n; t += MAX_TOKENS) {
+            const uint32_t tokens = n - t < MAX_TOKENS ? n - t : MAX_TOKENS;
+            const int8_t *q[MAX_TOKENS];
+            for (uint32_t i = 0; i < MAX_TOKENS; i += PAIR) { /* past the last: it again */
+                const uint32_t own = t + (i < tokens ? i : (tokens - 1) / PAIR * PAIR);
+                q[i / PAIR] = arranged + own * n_groups * GROUP_COLS;
+            }
+            int32x4_t sum[SETS][MAX_TOKENS];
+#if LEVEL != BASELINE
+            if (tokens > 4) {
+                dot_block_8(v, q, n_groups, sum);
+            } else
+#endif
+                (tokens > 2 ? dot_block_4 : dot_block_2)(v, q, n_groups, sum);
+            for (uint32_t s = 0; s < SETS && row + ROWS * s < row_end; s++) {
+                const uint32_t r = row + ROWS * s, n_rows = row_end - r < ROWS ? row_end - r : ROWS;
+                for (uint32_t i = 0; i < tokens; i++) {
+                    store_rows(w, r, n_rows, &x[t + i], sum[s][i], y + (t + i) * y_stride);
+                }
+            }
+        }
+    }
+}
 
 static void KERNEL(matmul_packed)(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                                   const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                                   uint8_t *scratch) {
-    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % 4 == 0);
+    assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % PACKED_STRIP == 0);
     if (n_tokens == 1) {
-        matvec(w, row_begin, row_end, x, y, scratch);
+        matvec(w, row_begin, row_end, x, y, (int8_t *)scratch);
         return;
     }
-    const size_t n_tiles = w->n_cols / 16;
+    const size_t n_groups = (w->n_cols + GROUP_COLS - 1) / GROUP_COLS;
+    int8_t *arranged = (int8_t *)scratch + n_groups * VALUE_BYTES;
     decoder d;
+    memset(&d, 0, sizeof d);
     if (w->half_bits != 16) {
         decoder_fill(w->half_bits, &d);
     }
-    for (uint32_t r = row_begin; r < row_end; r += 4 * STRIPS) {
-        const uint32_t n_strips = row_end - r > 4 ? STRIPS : 1;
-        const uint8_t *values[STRIPS];
-        for (uint32_t s = 0; s < STRIPS; s++) { /* the strip past the last repeats it */
-            const uint32_t own = s < n_strips ? s : n_strips - 1;
-            values[s] = scratch + own * 64 * n_tiles;
-            if (s == own) {
-                unpack_strip(w->half_bits, &d, gather_strip(w, r + 4 * s, scratch), n_tiles,
-                             scratch + s * 64 * n_tiles);
+    for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
+        const uint32_t n = n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS;
+        arrange_tokens(x + t, n, w->n_cols, arranged);
+        for (uint32_t r = row_begin; r < row_end; r += PACKED_STRIP) {
+            strip s;
+            strip_start(w, r, &s);
+            rates[w->half_bits].decode(&d, s.codes, no_planes, s.whole, scratch);
+            if (s.rest > 0) {
+                rates[w->half_bits].decode(&d, s.last, s.before_last, 1,
+                                           scratch + s.whole * VALUE_BYTES);
             }
-        }
-        for (uint32_t t = 0; t < n_tokens; t += MAX_TOKENS) {
-            const uint32_t n = n_tokens - t < MAX_TOKENS ? n_tokens - t : MAX_TOKENS;
-            const int8_t *q[MAX_TOKENS];
-            for (uint32_t i = 0; i < MAX_TOKENS; i++) { /* tokens past the last repeat it */
-                q[i] = x[t + (i < n ? i : n - 1)].q;
-            }
-            int32x4_t sum[STRIPS][MAX_TOKENS];
-            (n <= 2 ? dot_block_2 : n <= 4 ? dot_block_4 : dot_block_8)(values, q, n_tiles, sum);
-            for (uint32_t s = 0; s < n_strips; s++) {
-                const uint32_t row = r + 4 * s, n_rows = row_end - row < 4 ? row_end - row : 4;
-                for (uint32_t i = 0; i < n; i++) {
-                    store_rows(w, row, n_rows, &x[t + i], sum[s][i], y + (t + i) * y_stride);
-                }
-            }
+            dot_strip(w, r, row_end - r < PACKED_STRIP ? row_end : r + PACKED_STRIP, scratch, x + t,
+                      n, arranged, y + t * y_stride, y_stride);
         }
     }
 }
