@@ -8,7 +8,7 @@
 #define LEVEL BASELINE
 #define KERNELS_NAME "neon"
 #define KERNEL(name) name##_neon
-#define MACS_PER_MICROSECOND 4000
+#define MACS_PER_MICROSECOND 6000
 #include "kernels/neon_kernels.h"
 
 #else

@@ -8,7 +8,7 @@
 #define LEVEL DOTPROD
 #define KERNELS_NAME "neon_dotprod"
 #define KERNEL(name) name##_neon_dotprod
-#define MACS_PER_MICROSECOND 6000
+#define MACS_PER_MICROSECOND 8000
 #include "kernels/neon_kernels.h"
 
 #else

@@ -9,7 +9,7 @@
 #define LEVEL I8MM
 #define KERNELS_NAME "neon_i8mm"
 #define KERNEL(name) name##_neon_i8mm
-#define MACS_PER_MICROSECOND 6000
+#define MACS_PER_MICROSECOND 8000
 #include "kernels/neon_kernels.h"
 
 #else

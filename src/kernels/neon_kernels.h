@@ -17,8 +17,8 @@
  * Invariant: integer sums are exact in any order; the float kernels keep the 16 lanes of
  * docs/NUMERICS.md in four registers. Every result is compared with kernels/ref.c by memcmp.
  *
- * The file that includes this one defines KERNEL(name), KERNELS_NAME, MACS_PER_MICROSECOND and
- * LEVEL: BASELINE, DOTPROD or I8MM.
+ * The file that includes this one defines KERNEL(name), KERNELS_NAME, LEVEL (BASELINE, DOTPROD or
+ * I8MM) and MACS_PER_MICROSECOND: 3 GHz, 2.5 instructions per cycle, divided by those for a weight.
  */
 #ifndef KERNELS_NEON_KERNELS_H
 #define KERNELS_NEON_KERNELS_H
@@ -373,13 +373,11 @@ static void widen_group(const uint8_t *codes, uint32_t half_bits, size_t n, uint
 
 /* ---- Products ---------------------------------------------------------- */
 
-/* Sums of four rows; of BASELINE not all lanes added up yet. */
-typedef struct sums {
-    int32x4_t a, b;
-} sums;
+/* Sums of four rows are one vector; of BASELINE two, not all lanes added up yet. */
+enum { PARTS = LEVEL == BASELINE ? 2 : 1 };
 
 /* Adds the products of two weights' vectors with the activations at x, four for each. */
-INLINE sums add_products(sums s, uint8x16_t v0, uint8x16_t v1, const int8_t *x) {
+INLINE void add_products(int32x4_t *s, uint8x16_t v0, uint8x16_t v1, const int8_t *x) {
     const int8x16_t w0 = vreinterpretq_s8_u8(v0), w1 = vreinterpretq_s8_u8(v1);
     int32_t word[2];
     memcpy(word, x, sizeof word);
@@ -388,25 +386,24 @@ INLINE sums add_products(sums s, uint8x16_t v0, uint8x16_t v1, const int8_t *x) 
     /* two products of at most 128 * 127 fit into 16 bits */
     int16x8_t low = vmull_s8(vget_low_s8(w0), vget_low_s8(x0)), high = vmull_high_s8(w0, x0);
     low = vmlal_s8(low, vget_low_s8(w1), vget_low_s8(x1)), high = vmlal_high_s8(high, w1, x1);
-    s.a = vpadalq_s16(s.a, low), s.b = vpadalq_s16(s.b, high);
-    return s;
+    s[0] = vpadalq_s16(s[0], low), s[1] = vpadalq_s16(s[1], high);
 }
 
 /* The same of four weights. */
-INLINE sums add_products4(sums s, const uint8x16_t v[4], const int8_t *x) {
+INLINE void add_products4(int32x4_t *s, const uint8x16_t v[4], const int8_t *x) {
 #if LEVEL == BASELINE
-    return add_products(add_products(s, v[0], v[1], x), v[2], v[3], x + 8);
+    add_products(s, v[0], v[1], x);
+    add_products(s, v[2], v[3], x + 8);
 #else
     const int8x16_t four = vld1q_s8(x);
-    s.a = vdotq_laneq_s32(s.a, vreinterpretq_s8_u8(v[0]), four, 0);
-    s.a = vdotq_laneq_s32(s.a, vreinterpretq_s8_u8(v[1]), four, 1);
-    s.a = vdotq_laneq_s32(s.a, vreinterpretq_s8_u8(v[2]), four, 2);
-    s.a = vdotq_laneq_s32(s.a, vreinterpretq_s8_u8(v[3]), four, 3);
-    return s;
+    s[0] = vdotq_laneq_s32(s[0], vreinterpretq_s8_u8(v[0]), four, 0);
+    s[0] = vdotq_laneq_s32(s[0], vreinterpretq_s8_u8(v[1]), four, 1);
+    s[0] = vdotq_laneq_s32(s[0], vreinterpretq_s8_u8(v[2]), four, 2);
+    s[0] = vdotq_laneq_s32(s[0], vreinterpretq_s8_u8(v[3]), four, 3);
 #endif
 }
-INLINE int32x4_t sums_of_rows(sums s) {
-    return LEVEL == BASELINE ? vpaddq_s32(s.a, s.b) : s.a;
+INLINE int32x4_t sums_of_rows(const int32x4_t *s) {
+    return PARTS == 2 ? vpaddq_s32(s[0], s[PARTS - 1]) : s[0];
 }
 
 /* Exact sums of n <= 4 rows for one token to floats in y. */
@@ -445,20 +442,31 @@ enum { QUARTERS = PACKED_STRIP / ROWS }; /* of a strip */
 
 /* Adds the products of n groups of a strip at p with arranged activations. */
 INLINE void dot_groups(uint32_t half_bits, const decoder *decoder_at, const uint8_t *p,
-                       const uint8_t *before, const int8_t *x, size_t n, sums s[QUARTERS]) {
+                       const uint8_t *before, const int8_t *x, size_t n,
+                       int32x4_t s[QUARTERS][PARTS]) {
     const decoder d = *decoder_at;
     for (const int8_t *end = x + n * GROUP_COLS; x != end; x += GROUP_COLS) {
         for (size_t i = 0; i < QUARTERS; i++) {
             uint8x16_t plane[2 + 16];
-            sums sum = s[i];
+            int32x4_t sum[PARTS];
+            UNROLL for (int part = 0; part < PARTS; part++) {
+                sum[part] = s[i][part];
+            }
             load_planes(half_bits, p + 16 * i, before + 16 * i, plane);
             UNROLL for (int k = 0; k < 16; k += 4) {
                 const uint8x16_t v[4] = {
                     decode(half_bits, &d, plane, k), decode(half_bits, &d, plane, k + 1),
                     decode(half_bits, &d, plane, k + 2), decode(half_bits, &d, plane, k + 3)};
-                sum = add_products4(sum, v, x + 4 * k);
+                add_products4(sum, v, x + 4 * k);
+                if (k < 12 && half_bits != 16) {
+                    /* Compilers begin with later weights too early, and store what has no
+                     * register: the byte that these need comes after the sums. */
+                    __asm__("" : "+w"(sum[0]), "+w"(plane[2 + (k + 7) * (int)half_bits / 16]));
+                }
             }
-            s[i] = sum;
+            UNROLL for (int part = 0; part < PARTS; part++) {
+                s[i][part] = sum[part];
+            }
         }
         before = p + (size_t)GROUP_BYTES * (half_bits - 2);
         p += (size_t)GROUP_BYTES * half_bits;
@@ -487,7 +495,7 @@ INLINE void decode_groups(uint32_t half_bits, const decoder *decoder_at, const u
 #define GROUPS(h)                                                                                  \
     static __attribute__((noinline)) void dot_groups_##h(const decoder *d, const uint8_t *p,       \
                                                          const uint8_t *before, const int8_t *x,   \
-                                                         size_t n, sums *s) {                      \
+                                                         size_t n, int32x4_t(*s)[PARTS]) {         \
         dot_groups(h, d, p, before, x, n, s);                                                      \
     }                                                                                              \
     static __attribute__((noinline)) void decode_groups_##h(                                       \
@@ -501,7 +509,8 @@ GROUPS(7)
 GROUPS(8)
 GROUPS(16)
 static const struct {
-    void (*dot)(const decoder *, const uint8_t *, const uint8_t *, const int8_t *, size_t, sums *);
+    void (*dot)(const decoder *, const uint8_t *, const uint8_t *, const int8_t *, size_t,
+                int32x4_t (*)[PARTS]);
     void (*decode)(const decoder *, const uint8_t *, const uint8_t *, size_t, uint8_t *);
 } rates[] = {[4] = {dot_groups_4, decode_groups_4}, [5] = {dot_groups_5, decode_groups_5},
              [6] = {dot_groups_6, decode_groups_6}, [7] = {dot_groups_7, decode_groups_7},
@@ -539,7 +548,7 @@ static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
     }
     for (uint32_t r = row_begin; r < row_end; r += PACKED_STRIP) {
         strip s;
-        sums sum[QUARTERS];
+        int32x4_t sum[QUARTERS][PARTS];
         memset(sum, 0, sizeof sum);
         strip_start(w, r, &s);
         rates[h].dot(&d, s.codes, no_planes, scratch, s.whole, sum);
@@ -592,7 +601,7 @@ INLINE void dot_block(int tokens, const uint8_t *v, const int8_t *const *x, size
                       int32x4_t sum[SETS][MAX_TOKENS]) {
 #if LEVEL == I8MM
     int32x4_t acc[4][MAX_TOKENS / 2]; /* two rows of two tokens */
-    UNROLL for (int t = 0; t < tokens / 2; t++) {
+    UNROLL for (int t = 0; t < MAX_TOKENS / 2 && 2 * t < tokens; t++) {
         acc[0][t] = acc[1][t] = acc[2][t] = acc[3][t] = vdupq_n_s32(0);
     }
     for (size_t i = 0; i < n_groups * 8; i++, v += 2 * GROUP_BYTES) { /* two weights */
@@ -603,7 +612,7 @@ INLINE void dot_block(int tokens, const uint8_t *v, const int8_t *const *x, size
             w[2 * s] = vreinterpretq_s8_s32(vzip1q_s32(v0, v1));
             w[2 * s + 1] = vreinterpretq_s8_s32(vzip2q_s32(v0, v1));
         }
-        UNROLL for (int t = 0; t < tokens / 2; t++) {
+        UNROLL for (int t = 0; t < MAX_TOKENS / 2 && 2 * t < tokens; t++) {
             const int8x16_t two = vld1q_s8(x[t] + 16 * i);
             acc[0][t] = vmmlaq_s32(acc[0][t], w[0], two);
             acc[1][t] = vmmlaq_s32(acc[1][t], w[1], two);
@@ -611,16 +620,18 @@ INLINE void dot_block(int tokens, const uint8_t *v, const int8_t *const *x, size
             acc[3][t] = vmmlaq_s32(acc[3][t], w[3], two);
         }
     }
-    UNROLL for (int t = 0; t < tokens / 2; t++) {
+    UNROLL for (int t = 0; t < MAX_TOKENS / 2 && 2 * t < tokens; t++) {
         UNROLL for (int s = 0; s < SETS; s++) {
             sum[s][2 * t] = vuzp1q_s32(acc[2 * s][t], acc[2 * s + 1][t]);
             sum[s][2 * t + 1] = vuzp2q_s32(acc[2 * s][t], acc[2 * s + 1][t]);
         }
     }
 #else
-    sums acc[SETS][MAX_TOKENS];
-    UNROLL for (int t = 0; t < tokens; t++) {
-        acc[0][t].a = acc[0][t].b = acc[1][t].a = acc[1][t].b = vdupq_n_s32(0);
+    int32x4_t acc[SETS][MAX_TOKENS][PARTS];
+    UNROLL for (int t = 0; t < MAX_TOKENS && t < tokens; t++) {
+        UNROLL for (int part = 0; part < PARTS; part++) {
+            acc[0][t][part] = acc[1][t][part] = vdupq_n_s32(0);
+        }
     }
     enum { STEP = LEVEL == BASELINE ? 2 : 4 }; /* weights */
     for (size_t i = 0; i < n_groups * CODE_BLOCK; i += STEP, v += STEP * GROUP_BYTES) {
@@ -629,17 +640,17 @@ INLINE void dot_block(int tokens, const uint8_t *v, const int8_t *const *x, size
             w[0][j] = vld1q_u8(v + GROUP_BYTES * j);
             w[1][j] = vld1q_u8(v + GROUP_BYTES * j + 16);
         }
-        UNROLL for (int t = 0; t < tokens; t++) {
-            UNROLL for (int s = 0; s < SETS; s++) {
+        UNROLL for (int t = 0; t < MAX_TOKENS && t < tokens; t++) {
 #if LEVEL == BASELINE
-                acc[s][t] = add_products(acc[s][t], w[s][0], w[s][1], x[t] + 4 * i);
+            add_products(acc[0][t], w[0][0], w[0][1], x[t] + 4 * i);
+            add_products(acc[1][t], w[1][0], w[1][1], x[t] + 4 * i);
 #else
-                acc[s][t] = add_products4(acc[s][t], w[s], x[t] + 4 * i);
+            add_products4(acc[0][t], w[0], x[t] + 4 * i);
+            add_products4(acc[1][t], w[1], x[t] + 4 * i);
 #endif
-            }
         }
     }
-    UNROLL for (int t = 0; t < tokens; t++) {
+    UNROLL for (int t = 0; t < MAX_TOKENS && t < tokens; t++) {
         sum[0][t] = sums_of_rows(acc[0][t]), sum[1][t] = sums_of_rows(acc[1][t]);
     }
 #endif
