@@ -601,8 +601,10 @@ INLINE void dot_block(const int tokens, const uint8_t *v, const int8_t *const *x
                       int32x4_t sum[SETS][MAX_TOKENS]) {
 #if LEVEL == I8MM
     int32x4_t acc[4][MAX_TOKENS / 2]; /* two rows of two tokens */
-    UNROLL for (int t = 0; t < tokens / 2; t++) {
-        acc[0][t] = acc[1][t] = acc[2][t] = acc[3][t] = vdupq_n_s32(0);
+    UNROLL for (int t = 0; t < MAX_TOKENS / 2; t++) {
+        if (2 * t < tokens) {
+            acc[0][t] = acc[1][t] = acc[2][t] = acc[3][t] = vdupq_n_s32(0);
+        }
     }
     for (size_t i = 0; i < n_groups * 8; i++, v += 2 * GROUP_BYTES) { /* two weights */
         int8x16_t w[4];
@@ -612,25 +614,31 @@ INLINE void dot_block(const int tokens, const uint8_t *v, const int8_t *const *x
             w[2 * s] = vreinterpretq_s8_s32(vzip1q_s32(v0, v1));
             w[2 * s + 1] = vreinterpretq_s8_s32(vzip2q_s32(v0, v1));
         }
-        UNROLL for (int t = 0; t < tokens / 2; t++) {
-            const int8x16_t two = vld1q_s8(x[t] + 16 * i);
-            acc[0][t] = vmmlaq_s32(acc[0][t], w[0], two);
-            acc[1][t] = vmmlaq_s32(acc[1][t], w[1], two);
-            acc[2][t] = vmmlaq_s32(acc[2][t], w[2], two);
-            acc[3][t] = vmmlaq_s32(acc[3][t], w[3], two);
+        UNROLL for (int t = 0; t < MAX_TOKENS / 2; t++) {
+            if (2 * t < tokens) {
+                const int8x16_t two = vld1q_s8(x[t] + 16 * i);
+                acc[0][t] = vmmlaq_s32(acc[0][t], w[0], two);
+                acc[1][t] = vmmlaq_s32(acc[1][t], w[1], two);
+                acc[2][t] = vmmlaq_s32(acc[2][t], w[2], two);
+                acc[3][t] = vmmlaq_s32(acc[3][t], w[3], two);
+            }
         }
     }
-    UNROLL for (int t = 0; t < tokens / 2; t++) {
-        UNROLL for (int s = 0; s < SETS; s++) {
-            sum[s][2 * t] = vuzp1q_s32(acc[2 * s][t], acc[2 * s + 1][t]);
-            sum[s][2 * t + 1] = vuzp2q_s32(acc[2 * s][t], acc[2 * s + 1][t]);
+    UNROLL for (int t = 0; t < MAX_TOKENS / 2; t++) {
+        if (2 * t < tokens) {
+            UNROLL for (int s = 0; s < SETS; s++) {
+                sum[s][2 * t] = vuzp1q_s32(acc[2 * s][t], acc[2 * s + 1][t]);
+                sum[s][2 * t + 1] = vuzp2q_s32(acc[2 * s][t], acc[2 * s + 1][t]);
+            }
         }
     }
 #else
     int32x4_t acc[SETS][MAX_TOKENS][PARTS];
-    UNROLL for (int t = 0; t < tokens; t++) {
-        UNROLL for (int part = 0; part < PARTS; part++) {
-            acc[0][t][part] = acc[1][t][part] = vdupq_n_s32(0);
+    UNROLL for (int t = 0; t < MAX_TOKENS; t++) {
+        if (t < tokens) {
+            UNROLL for (int part = 0; part < PARTS; part++) {
+                acc[0][t][part] = acc[1][t][part] = vdupq_n_s32(0);
+            }
         }
     }
     enum { STEP = LEVEL == BASELINE ? 2 : 4 }; /* weights */
@@ -640,18 +648,22 @@ INLINE void dot_block(const int tokens, const uint8_t *v, const int8_t *const *x
             w[0][j] = vld1q_u8(v + GROUP_BYTES * j);
             w[1][j] = vld1q_u8(v + GROUP_BYTES * j + 16);
         }
-        UNROLL for (int t = 0; t < tokens; t++) {
+        UNROLL for (int t = 0; t < MAX_TOKENS; t++) {
+            if (t < tokens) {
 #if LEVEL == BASELINE
-            add_products(acc[0][t], w[0][0], w[0][1], x[t] + 4 * i);
-            add_products(acc[1][t], w[1][0], w[1][1], x[t] + 4 * i);
+                add_products(acc[0][t], w[0][0], w[0][1], x[t] + 4 * i);
+                add_products(acc[1][t], w[1][0], w[1][1], x[t] + 4 * i);
 #else
-            add_products4(acc[0][t], w[0], x[t] + 4 * i);
-            add_products4(acc[1][t], w[1], x[t] + 4 * i);
+                add_products4(acc[0][t], w[0], x[t] + 4 * i);
+                add_products4(acc[1][t], w[1], x[t] + 4 * i);
 #endif
+            }
         }
     }
-    UNROLL for (int t = 0; t < tokens; t++) {
-        sum[0][t] = sums_of_rows(acc[0][t]), sum[1][t] = sums_of_rows(acc[1][t]);
+    UNROLL for (int t = 0; t < MAX_TOKENS; t++) {
+        if (t < tokens) {
+            sum[0][t] = sums_of_rows(acc[0][t]), sum[1][t] = sums_of_rows(acc[1][t]);
+        }
     }
 #endif
 }
