@@ -101,9 +101,6 @@ $(BUILD)/logits_dump: $(BUILD)/tests/logits_dump.o $(BUILD)/libhepta.a
 $(BUILD)/tensor_dump: $(BUILD)/tests/tensor_dump.o $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
-$(BUILD)/sensitivity: $(BUILD)/tools/sensitivity/sensitivity.o $(BUILD)/libhepta.a
-	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
-
 # Tests of the layers that need libc alone, for cross builds: ENGINE_ONLY=1.
 ENGINE_TESTS := $(addprefix tests/,main.c test_base.c test_code.c test_kernels.c test_format.c \
 	test_format_hepta.c test_dequantize.c test_tiny_model.c test_model.c test_team.c)
@@ -117,7 +114,7 @@ clean:
 	rm -rf build build-*
 
 -include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
-	$(BUILD)/tests/logits_dump.d $(BUILD)/tests/tensor_dump.d $(BUILD)/tools/sensitivity/sensitivity.d
+	$(BUILD)/tests/logits_dump.d $(BUILD)/tests/tensor_dump.d
 
 # ---- What users and developers run --------------------------------------
 

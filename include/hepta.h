@@ -216,11 +216,22 @@ HEPTA_API int32_t hepta_sampler_draw(hepta_sampler *sampler, const float *logits
 /* Called now and then with work done so far; return false to stop (HEPTA_ERROR_INTERRUPTED). */
 typedef bool (*hepta_progress_fn)(void *context, const char *what, uint64_t done, uint64_t total);
 
+/* Time against quality: docs/QUALITY.md has figures. */
+typedef enum hepta_effort {
+    HEPTA_EFFORT_GOOD = 0,
+    HEPTA_EFFORT_FAST,
+    HEPTA_EFFORT_BEST
+} hepta_effort;
+
 typedef struct hepta_quantize_options {
-    double bits;                /* 2, 2.5, 3, 3.5, 4 or 8: an upper limit for the whole file */
+    double bits;                /* 2 to 8: an upper limit for the whole file */
     int threads;                /* 0: as for sessions; the result does not depend on it */
     const char *tokenizer_path; /* NULL: the tokenizer that comes with the model */
-    hepta_progress_fn progress; /* may be NULL */
+    hepta_effort effort;
+    const char *calibration_path; /* a text like those the model will see; NULL: a built-in one */
+    const char *plan_path;        /* bits per tensor from this file, not `bits`; may be NULL */
+    const char *plan_out_path;    /* write the plan here; may be NULL */
+    hepta_progress_fn progress;   /* may be NULL */
     void *progress_context;
 } hepta_quantize_options;
 

@@ -21,6 +21,7 @@ int cli_tokenize(int argc, char **argv);
 int cli_perplexity(int argc, char **argv);
 int cli_verify(int argc, char **argv);
 int cli_synth(int argc, char **argv);
+int cli_plan(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_report(int argc, char **argv);
 int cli_eval(int argc, char **argv);

@@ -14,6 +14,7 @@ static const struct {
 } commands[] = {
     {"run", cli_run, "write text with a model"},
     {"quantize", cli_quantize, "turn a model into a .hepta file of 2 to 4 or 8 bits per weight"},
+    {"plan", cli_plan, "show what a model takes at some bits per weight"},
     {"inspect", cli_inspect, "show what a model file holds"},
     {"verify", cli_verify, "check a model file: structure, values, checksums"},
     {"tokenize", cli_tokenize, "turn text into token ids and back"},

@@ -7,6 +7,8 @@
 #include "quantize/schemes.h"
 
 #include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 /* Says so where the input has been quantized before. */
@@ -47,20 +49,41 @@ static int quantize_plainly(const char *in, const char *out, const hepta_quantiz
     return EXIT_OK;
 }
 
+static bool parse_effort(const char *name, hepta_effort *out) {
+    static const char *const names[] = {
+        [HEPTA_EFFORT_GOOD] = "good", [HEPTA_EFFORT_FAST] = "fast", [HEPTA_EFFORT_BEST] = "best"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(names[i], name) == 0) {
+            *out = (hepta_effort)i;
+            return true;
+        }
+    }
+    return false;
+}
+
 int cli_quantize(int argc, char **argv) {
     hepta_quantize_options options = {.bits = 3.5};
     const char *out = NULL, *in = NULL, *scheme_name = NULL;
     scheme plain = {.group = 0};
+    const char *effort = "good";
     bool quiet = false;
     const option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &out, "FILE", "the .hepta file to write (needed)"},
         {"bits", 'b', OPTION_F64, &options.bits, "B",
-         "bits per weight: 2, 2.5, 3, 3.5, 4 or 8 (default 3.5)"},
+         "bits per weight of the whole file, 2 to 8 (default 3.5)"},
         {"scheme", 0, OPTION_STRING, &scheme_name, "NAME",
          "int4, int8 or pair (4 and 3 bits in turn): a plain baseline, written as F32 to be "
          "measured; OUT is a GGUF file then"},
         {"group", 0, OPTION_U32, &plain.group, "N",
          "columns that share a scale and a zero point, with --scheme (default: whole rows)"},
+        {"plan", 0, OPTION_STRING, &options.plan_path, "FILE",
+         "take the bits of each tensor from FILE (NAME, tab, BITS a line)"},
+        {"plan-out", 0, OPTION_STRING, &options.plan_out_path, "FILE",
+         "write the bits of each tensor to FILE"},
+        {"effort", 0, OPTION_STRING, &effort, "E",
+         "fast, good or best: time against quality (default good)"},
+        {"calibrate", 0, OPTION_STRING, &options.calibration_path, "FILE",
+         "text like what the model will see (default: a built-in one)"},
         {"tokenizer", 0, OPTION_STRING, &options.tokenizer_path, "FILE",
          "tokenizer, where the model comes without one"},
         {"threads", 't', OPTION_INT, &options.threads, "N",
@@ -97,6 +120,10 @@ int cli_quantize(int argc, char **argv) {
                             : "hepta: --group goes with --scheme int4, int8 or pair\n");
         return EXIT_USAGE;
     }
+    if (!parse_effort(effort, &options.effort)) {
+        fprintf(stderr, "hepta: --effort %s: expected fast, good or best\n", effort);
+        return EXIT_USAGE;
+    }
     interrupt_catch();
     hepta_error err;
     hepta_model *model;
@@ -130,8 +157,12 @@ int cli_quantize(int argc, char **argv) {
     struct stat st = {0};
     (void)stat(out, &st);
     double seconds = clock_seconds() - started;
-    printf("%s: %.3f bits per weight, %llu weights, %.2f MB, %.1f s (%.2f M weights/s)\n", out,
-           info.bits_per_weight, (unsigned long long)info.n_weights, (double)st.st_size / 1e6,
-           seconds, (double)info.n_weights / seconds / 1e6);
+    struct rusage usage = {0};
+    (void)getrusage(RUSAGE_SELF, &usage);
+    printf(
+        "%s: %.3f bits per weight, %llu weights, %.2f MB, %.1f s (%.2f M weights/s), peak memory "
+        "%.0f MB\n",
+        out, info.bits_per_weight, (unsigned long long)info.n_weights, (double)st.st_size / 1e6,
+        seconds, (double)info.n_weights / seconds / 1e6, (double)usage.ru_maxrss / 1e3);
     return EXIT_OK;
 }

@@ -380,7 +380,8 @@ static hepta_status run_windows(reporter *w, hepta_session *session, int32_t bos
             session->chunk[i + n_bos] =
                 (llama_token){.id = tokens[at + i], .position = (uint32_t)(i + n_bos)};
         }
-        llama_observe(session, (uint32_t)(k + n_bos), observe, w);
+        llama_observe(session, (uint32_t)(k + n_bos), NULL,
+                      &(llama_observer){.input = observe, .context = w});
     }
     return w->status;
 }

@@ -71,11 +71,41 @@ hepta_status code_encode_rows(const struct code_table *table, const float *x, co
                               size_t rows, size_t n, uint8_t *out, size_t row_stride,
                               size_t block_stride, int threads, hepta_error *err);
 
+enum { CODE_LAG_MAX = 4, CODE_WIDTH_MAX = 4096 };
+
+/*
+ * What a row's errors cost and how weights make good for the errors before them: e^T H e, where
+ * H (n, n) = U D U^T with U unit upper triangular, is the sum over k of
+ * D_k (e_k + sum over j < k of U_jk e_j)^2.
+ */
+typedef struct code_feedback {
+    size_t n;            /* weights of a row, a multiple of 16 */
+    unsigned lag;        /* blocks of 16 that are undecided behind the newest */
+    const float *weight; /* (n) D */
+    const float *near;   /* (n, 16 * (lag + 1)): U_jk of j with the weights k of its own block and
+                            the next, 0 where k <= j; NULL: no feedback */
+    const float *const *far; /* (n / 16): of block b > lag, (16, 16 * (b - lag)): U_jk of its
+                                weights k with j in the blocks before b - lag */
+    /* kernels->matmul_f32 */
+    void (*matmul)(const float *w, uint32_t n_rows, uint32_t n_cols, const float *x,
+                   size_t x_stride, uint32_t n_tokens, float *y, size_t y_stride);
+} code_feedback;
+
+/*
+ * As code_encode_rows(), minimising e^T H e with a beam of about `width` paths (1 to 4096): the
+ * wider, the better and slower.
+ */
+hepta_status code_encode_feedback(const struct code_table *table, const code_feedback *m,
+                                  unsigned width, const float *x, const float *scale, size_t rows,
+                                  uint8_t *out, size_t row_stride, size_t block_stride, int threads,
+                                  hepta_error *err);
+
 /*
  * For tests: the variants of the encoder this machine can run ("generic" is always one).
  * code_encode_variant(i) is NULL past the last; code_encode_force(NULL) returns to the best.
  */
 const char *code_encode_variant(int i);
 bool code_encode_force(const char *name);
+const char *code_encode_variant_used(void);
 
 #endif

@@ -142,6 +142,10 @@ const char *code_encode_variant(int i) {
     return NULL;
 }
 
+const char *code_encode_variant_used(void) {
+    return forced != NULL ? forced->name : variant_best()->name;
+}
+
 bool code_encode_force(const char *name) {
     if (name == NULL) {
         forced = NULL;

@@ -163,6 +163,11 @@ static void multiply(forward *f) {
         n_items += p->n_items;
     }
     each(f, n_items, macs, product_rows);
+    const llama_observer *o = f->s->observer;
+    for (uint32_t i = 0; i < f->n_products && o != NULL && o->output != NULL; i++) {
+        const product *p = &f->products[i];
+        o->output(o->context, p->a, p->x, p->y, f->n);
+    }
     f->n_products = 0;
 }
 
@@ -224,7 +229,8 @@ static void norm_input(forward *f, bool add, const float *gain, const rotation *
 /* The cache of the layer's KV head in token t's sequence. */
 static const kv_cache *cache_of(const forward *f, size_t t, uint32_t head) {
     const hepta_session *s = f->s;
-    const size_t plane = (size_t)f->layer * s->n_sequences + s->chunk[t].sequence;
+    const size_t plane =
+        (s->one_layer ? 0 : (size_t)f->layer) * s->n_sequences + s->chunk[t].sequence;
     return &s->caches[plane * f->m->info.n_head_kv + head];
 }
 
@@ -337,8 +343,9 @@ static void activate_token(void *context, size_t item, int thread) {
 /* ---- The whole --------------------------------------------------------- */
 
 static void observe(const forward *f, llama_input input, const float *x) {
-    if (f->s->observer != NULL) {
-        f->s->observer(f->s->observer_context, f->layer, input, x, f->n);
+    const llama_observer *o = f->s->observer;
+    if (o != NULL && o->input != NULL) {
+        o->input(o->context, f->layer, input, x, f->n);
     }
 }
 
@@ -416,13 +423,10 @@ static void head_forward(forward *f) {
     each_token(f, f->m->info.n_vocab / 50, canonical_logits);
 }
 
-/*
- * The chunk's tokens through all layers, logits of the last n_logits; every token's through the
- * last layer if `all`, or else only those whose logits are wanted.
- */
-static void pass(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits, bool all) {
+static void pass(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits) {
     forward f = {.s = s, .m = s->model, .k = s->model->kernels, .n = n, .logits = logits};
     const uint32_t n_layer = f.m->info.n_layer;
+    const llama_observer *o = s->observer;
     /* The caller may have changed the rounding mode or set flush-to-zero (libraries built with
      * -ffast-math do so when they are loaded): compute in the default environment, as the team's
      * own threads do. */
@@ -430,13 +434,16 @@ static void pass(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits,
     fegetenv(&environment);
     fesetenv(FE_DFL_ENV);
     each_token(&f, f.m->info.n_embd, embed_token);
+    if (o != NULL && o->output != NULL) {
+        o->output(o->context, &f.m->embedding, NULL, s->x, n);
+    }
     for (f.layer = 0; f.layer < n_layer; f.layer++) {
-        f.first = all || f.layer + 1 < n_layer ? 0 : n - n_logits;
+        f.first = o != NULL || f.layer + 1 < n_layer ? 0 : n - n_logits;
         layer_forward(&f);
     }
     if (n_logits > 0) {
         head_forward(&f);
-    } else if (all) {
+    } else if (o != NULL) {
         norm_input(&f, true, f.m->output_norm, NULL);
         observe(&f, LLAMA_HEAD_IN, s->h);
     }
@@ -444,12 +451,11 @@ static void pass(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits,
 }
 
 void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits) {
-    pass(s, n, n_logits, logits, false);
+    pass(s, n, n_logits, logits);
 }
 
-void llama_observe(hepta_session *s, uint32_t n, llama_observer observer, void *context) {
+void llama_observe(hepta_session *s, uint32_t n, float *logits, const llama_observer *observer) {
     s->observer = observer;
-    s->observer_context = context;
-    pass(s, n, 0, NULL, true);
+    pass(s, n, logits != NULL ? n : 0, logits);
     s->observer = NULL;
 }

@@ -63,9 +63,14 @@ typedef enum llama_input {
     LLAMA_INPUTS
 } llama_input;
 
-/* Called with every input (n, width) of a pass. */
-typedef void (*llama_observer)(void *context, uint32_t layer, llama_input input, const float *x,
-                               uint32_t n);
+/* What looks into a pass: each function may be NULL. n: the chunk's tokens. */
+typedef struct llama_observer {
+    /* x (n, width): an input of a layer's linear layers */
+    void (*input)(void *context, uint32_t layer, llama_input input, const float *x, uint32_t n);
+    /* y (n, n_rows) = a x, which may be changed; x (n, n_cols) is NULL where a is looked up */
+    void (*output)(void *context, const matrix *a, const float *x, float *y, uint32_t n);
+    void *context;
+} llama_observer;
 
 /* A token of the chunk that a pass computes. */
 typedef struct llama_token {
@@ -82,7 +87,8 @@ struct hepta_session {
     uint32_t n_sequences, n_ctx, n_batch;
     team *team;
     hepta_cache_type cache_type;
-    void *memory; /* everything below */
+    bool one_layer; /* the layers share a cache: for llama_observe() */
+    void *memory;   /* everything below */
     size_t memory_bytes;
 
     uint32_t *positions;        /* (n_sequences) tokens in the cache */
@@ -104,8 +110,7 @@ struct hepta_session {
     uint8_t *scratch;           /* (threads, scratch_bytes) */
     size_t scratch_bytes;       /* per thread */
     uint32_t width;             /* of the widest input, padded to 16 */
-    llama_observer observer;    /* NULL but in llama_observe() */
-    void *observer_context;
+    const llama_observer *observer; /* NULL but in llama_observe() */
 };
 
 /*
@@ -115,8 +120,15 @@ struct hepta_session {
  */
 void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits);
 
-/* The same without logits: the observer sees the inputs of all linear layers. */
-void llama_observe(hepta_session *s, uint32_t n, llama_observer observer, void *context);
+/* hepta_session_create(), with a cache that holds one layer alone if `one_layer`. */
+hepta_status llama_session_create(const hepta_model *model, const hepta_session_options *options,
+                                  bool one_layer, hepta_session **out, hepta_error *err);
+
+/*
+ * The same of an unquantized model with an observer. All tokens pass through all layers; their
+ * logits (n, n_vocab), or none if `logits` is NULL.
+ */
+void llama_observe(hepta_session *s, uint32_t n, float *logits, const llama_observer *observer);
 
 /* The widest input of a matrix, padded to 16, and the bytes of scratch memory a thread needs. */
 uint32_t llama_width(const hepta_model *model);

@@ -49,7 +49,8 @@ static bool allocate_buffers(hepta_session *s) {
     const uint64_t heads_kv = (uint64_t)i->n_head_kv * i->head_dim;
     /* n_ctx, n_sequences, T < 2^31; head_dim, n_head_kv, n_layer < 2^18: products stay below 2^64
      */
-    const uint64_t n_caches = (uint64_t)i->n_layer * i->n_head_kv * s->n_sequences;
+    const uint64_t n_caches =
+        (s->one_layer ? 1 : (uint64_t)i->n_layer) * i->n_head_kv * s->n_sequences;
     const uint64_t cache_bytes =
         round_up(kv_bytes(s->cache_type, i->head_dim, s->n_ctx), PIECE_ALIGNMENT);
     const uint64_t n_scales = s->cache_type == HEPTA_CACHE_Q8 ? round_up(s->n_ctx, KV_TILE) : 0;
@@ -104,8 +105,8 @@ static bool allocate_buffers(hepta_session *s) {
     return true;
 }
 
-hepta_status hepta_session_create(const hepta_model *model, const hepta_session_options *options,
-                                  hepta_session **out, hepta_error *err) {
+hepta_status llama_session_create(const hepta_model *model, const hepta_session_options *options,
+                                  bool one_layer, hepta_session **out, hepta_error *err) {
     static const hepta_session_options defaults = {0};
     if (model == NULL || out == NULL) {
         return error_set(err, HEPTA_ERROR_ARGUMENT, "hepta_session_create: model or out is NULL");
@@ -137,6 +138,7 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
     const uint64_t room = (uint64_t)s->n_sequences * s->n_ctx;
     s->n_batch = s->n_batch < room ? s->n_batch : (uint32_t)room;
     s->cache_type = options->cache_type;
+    s->one_layer = one_layer;
     s->width = llama_width(model);
     s->scratch_bytes = llama_scratch_bytes(model);
     int threads = options->threads != 0 ? options->threads : threads_default();
@@ -155,6 +157,11 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
     }
     *out = s;
     return HEPTA_OK;
+}
+
+hepta_status hepta_session_create(const hepta_model *model, const hepta_session_options *options,
+                                  hepta_session **out, hepta_error *err) {
+    return llama_session_create(model, options, false, out, err);
 }
 
 void hepta_session_free(hepta_session *session) {

@@ -5,6 +5,10 @@
  * and then symbols of the trellis code (code/code.h) or int8 with one bfloat16 scale. Rows are
  * independent; a few hundred at a time are in memory, whatever the size of the model.
  *
+ * A text passes through the unquantized model (calibrate.h); when the inputs of a layer are known,
+ * its matrices are coded such that the outputs for this text change least (feedback.h), and
+ * written: tensors lie in the file in the order of the pass.
+ *
  * Invariant: the output is a function of the input's weights and metadata and of the options
  * alone. Rows do not depend on their neighbours in a chunk, sums run in index order, and the
  * encoder is integer arithmetic (docs/NUMERICS.md).
@@ -13,6 +17,8 @@
 #include "code/code.h"
 #include "format/container.h"
 #include "kernels/kernels.h"
+#include "quantize/calibrate.h"
+#include "quantize/measure.h"
 #include "quantize/plan.h"
 
 #include <math.h>
@@ -22,18 +28,48 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { ROWS_PER_THREAD = 64, MAX_THREADS = 4096 };
+enum { ROWS_PER_THREAD = 64, MAX_THREADS = 4096, REFIT_ROWS = 16, PLAN_TOKENS = 4096 };
+
+/* What an effort means; docs/QUALITY.md has what each gives. */
+typedef struct effort {
+    uint32_t n_tokens;   /* of the calibration text */
+    unsigned width, lag; /* of the beam */
+    double measure_work; /* sensitivities are measured if they take no more multiplications */
+} effort;
+
+static const effort efforts[] = {
+    [HEPTA_EFFORT_GOOD] = {16384, 128, 3, 1e14},
+    [HEPTA_EFFORT_FAST] = {4096, 32, 2, 0},
+    [HEPTA_EFFORT_BEST] = {32768, 512, 4, 1e300},
+};
+
+static const double damping = 0.01;
+
+/* The engine alone reads no text: rows are then rounded for themselves. */
+#ifdef HEPTA_ENGINE_ONLY
+static const bool calibrates = false;
+#else
+static const bool calibrates = true;
+#endif
 
 /* The seed of the rotation's signs: one for all files, so that results can be compared. */
 static const uint64_t rotation_seed = 0x48657074613335u;
 
 typedef struct quantizer {
     const container *in;
+    uint32_t n_layer;
+    calibration_options calibration;
     hepta_writer *out;
     const kernels *kernels;
     const hepta_quantize_options *options;
     int threads;
     uint64_t n_weights, n_done;
+    const uint32_t *half_bits; /* of tensor i of the input */
+    size_t *order;             /* numbers of the input's tensors in the order of the pass */
+    uint32_t *place;           /* calibration_place() of tensor i */
+    size_t n_written;          /* of `order` */
+    const moments *moments;    /* of the input at hand; NULL: none */
+    feedback *feedback;
     rotation *rotations[8]; /* by width; models have three or four widths */
     hepta_error *err;
 } quantizer;
@@ -124,6 +160,26 @@ static float refit_scale(const float *x, const uint8_t *v, uint32_t n, float sca
     return row_scale(xv / vv, 1);
 }
 
+/*
+ * The same for n <= REFIT_ROWS rows where an error counts as e^T H e. v: codes less centre, hv:
+ * room for H v, both (n, n_cols).
+ */
+static void refit_scales(const float *x, const float *v, float *hv, uint32_t n, const moments *m,
+                         const kernels *k, float *scale) {
+    k->matmul_f32(m->h, m->n, m->n, v, m->n, n, hv, m->n);
+    for (uint32_t r = 0; r < n; r++) {
+        const size_t row = (size_t)r * m->n;
+        double xhv = 0, vhv = 0;
+        for (uint32_t i = 0; i < m->n; i++) {
+            xhv += (double)x[row + i] * (double)hv[row + i];
+            vhv += (double)v[row + i] * (double)hv[row + i];
+        }
+        if (xhv > 0 && vhv > 0) {
+            scale[r] = row_scale(xhv / vhv, 1);
+        }
+    }
+}
+
 /* A chunk of rows on its way from the source to the file. */
 typedef struct chunk {
     float *x;        /* (rows, n_padded): rotated weights */
@@ -194,6 +250,34 @@ static hepta_status load_rows(quantizer *q, const tensor *t, const rotation *r, 
     return HEPTA_OK;
 }
 
+static hepta_status refit_chunk(quantizer *q, const struct code_table *table, uint32_t n, chunk *c,
+                                size_t row_bytes) {
+    const uint32_t n_cols = q->moments->n;
+    const size_t per_thread = (size_t)REFIT_ROWS * n_cols;
+    float *room = memory_alloc((size_t)q->threads * 2 * per_thread, sizeof *room);
+    if (room == NULL) {
+        return error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory fitting scales");
+    }
+#pragma omp parallel for num_threads(q->threads) schedule(static)
+    for (uint32_t first = 0; first < n; first += REFIT_ROWS) {
+        const uint32_t rows = n - first < REFIT_ROWS ? n - first : REFIT_ROWS;
+        const size_t thread = (size_t)omp_get_thread_num();
+        float *v = room + thread * 2 * per_thread;
+        uint8_t *codes = c->v + thread * n_cols;
+        for (uint32_t r = 0; r < rows; r++) {
+            code_decode_row(table, c->code + (first + r) * row_bytes, (size_t)table->half_bits,
+                            n_cols, codes);
+            for (uint32_t i = 0; i < n_cols; i++) {
+                v[(size_t)r * n_cols + i] = (float)(codes[i] - CODE_CENTRE);
+            }
+        }
+        refit_scales(c->x + (size_t)first * n_cols, v, v + per_thread, rows, q->moments, q->kernels,
+                     c->scale + first);
+    }
+    memory_free(room);
+    return HEPTA_OK;
+}
+
 static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation *r, uint32_t n,
                                 chunk *c, size_t row_bytes) {
     if (half_bits == HALF_BITS_INT8) {
@@ -205,15 +289,23 @@ static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation
         return HEPTA_OK;
     }
     const struct code_table *table = code_table_get((int)half_bits);
+    const effort *f = &efforts[q->options->effort];
 #pragma omp parallel for num_threads(q->threads) schedule(static)
     for (uint32_t i = 0; i < n; i++) {
         double rms = row_rms(c->x + (size_t)i * r->n_padded, r->n_padded, r->n);
         c->scale[i] = row_scale(rms, (double)table->unit);
     }
-    hepta_status status = code_encode_rows(table, c->x, c->scale, n, r->n_padded, c->code,
-                                           row_bytes, half_bits, q->threads, q->err);
+    hepta_status status =
+        q->feedback != NULL
+            ? code_encode_feedback(table, &q->feedback->code, f->width, c->x, c->scale, n, c->code,
+                                   row_bytes, half_bits, q->threads, q->err)
+            : code_encode_rows(table, c->x, c->scale, n, r->n_padded, c->code, row_bytes, half_bits,
+                               q->threads, q->err);
     if (status != HEPTA_OK) {
         return status;
+    }
+    if (q->feedback != NULL) {
+        return refit_chunk(q, table, n, c, row_bytes);
     }
 #pragma omp parallel for num_threads(q->threads) schedule(static)
     for (uint32_t i = 0; i < n; i++) {
@@ -328,9 +420,9 @@ static hepta_status check_input(const container *c, const char *in_path, hepta_e
                              "%s: tensor %s has type %s; expected " TENSOR_READABLE_TYPES, t->file,
                              t->name, tensor_type_name(t->type));
         }
-        bool vector = t->n_dims == 1 && t->ne[0] > 0 && t->ne[0] <= UINT32_MAX;
-        bool matrix = t->n_dims == 2 && t->ne[0] > 0 && t->ne[1] > 0 && t->ne[1] <= UINT32_MAX;
-        if (!vector && !(matrix && t->ne[0] <= TENSOR_PACKED_MAX_COLS)) {
+        bool is_vector = t->n_dims == 1 && t->ne[0] > 0 && t->ne[0] <= UINT32_MAX;
+        bool is_matrix = t->n_dims == 2 && t->ne[0] > 0 && t->ne[1] > 0 && t->ne[1] <= UINT32_MAX;
+        if (!is_vector && !(is_matrix && t->ne[0] <= TENSOR_PACKED_MAX_COLS)) {
             return error_set(err, HEPTA_ERROR_UNSUPPORTED,
                              "%s: tensor %s of %u dimensions (%llu, %llu): expected a vector or a "
                              "matrix of at most %d columns",
@@ -342,8 +434,8 @@ static hepta_status check_input(const container *c, const char *in_path, hepta_e
 }
 
 /* The metadata of the input without what describes its old form, and the recipe of the new. */
-static hepta_status set_metadata(container *c, double bits, const uint32_t *half_bits,
-                                 hepta_error *err) {
+static hepta_status set_metadata(container *c, const hepta_quantize_options *o,
+                                 const uint32_t *half_bits, hepta_error *err) {
     static const char *const old[] = {"general.file_type", "general.quantization_version",
                                       "general.alignment", "split.no",
                                       "split.count",       "split.tensors.count"};
@@ -355,8 +447,9 @@ static hepta_status set_metadata(container *c, double bits, const uint32_t *half
         count[half_bits[i]]++;
     }
     char recipe[256];
-    int n = snprintf(recipe, sizeof recipe, "hepta %s: rotation, rms scale per row refitted once;",
-                     hepta_version());
+    int n = snprintf(recipe, sizeof recipe, "hepta %s: rotation, %s", hepta_version(),
+                     calibrates ? "error feedback, row scales fitted to it;"
+                                : "rms scale per row refitted once;");
     for (uint32_t h = HALF_BITS_INT8; h >= HALF_BITS_MIN; h--) {
         if (count[h] > 0) {
             n += snprintf(recipe + n, sizeof recipe - (size_t)n, " %d x %g bits,", count[h],
@@ -365,6 +458,14 @@ static hepta_status set_metadata(container *c, double bits, const uint32_t *half
     }
     n += snprintf(recipe + n, sizeof recipe - (size_t)n, " %d x F32", count[0]);
     hepta_status status = container_set_string(c, "hepta.recipe", recipe, (size_t)n, err);
+    double bits = o->bits;
+    if (o->plan_path != NULL) { /* what it comes to */
+        uint64_t n_weights = 0;
+        for (size_t i = 0; i < c->n_tensors; i++) {
+            n_weights += tensor_n_weights(&c->tensors[i]);
+        }
+        bits = (double)plan_bytes(c->tensors, c->n_tensors, half_bits) * 8 / (double)n_weights;
+    }
     if (status == HEPTA_OK) {
         status = container_set_f32(c, "hepta.bits", (float)bits, err);
     }
@@ -378,21 +479,167 @@ static hepta_status set_metadata(container *c, double bits, const uint32_t *half
     return status;
 }
 
-/* What each tensor of `in` becomes in the output. */
-static void describe_output(const container *in, const uint32_t *half_bits, tensor *out) {
-    for (size_t i = 0; i < in->n_tensors; i++) {
-        const tensor *t = &in->tensors[i];
+/* What each tensor of `in` becomes in the output, in the order of the pass. */
+static void describe_output(const quantizer *q, tensor *out) {
+    for (size_t i = 0; i < q->in->n_tensors; i++) {
+        const tensor *t = &q->in->tensors[q->order[i]];
+        const uint32_t half_bits = q->half_bits[q->order[i]];
         out[i] = (tensor){.name = t->name,
-                          .type = half_bits[i] != 0 ? TENSOR_PACKED : TENSOR_F32,
-                          .half_bits = half_bits[i],
+                          .type = half_bits != 0 ? TENSOR_PACKED : TENSOR_F32,
+                          .half_bits = half_bits,
                           .n_dims = t->n_dims};
         memcpy(out[i].ne, t->ne, sizeof out[i].ne);
-        if (half_bits[i] != 0) {
-            (void)tensor_packed_bytes(half_bits[i], t->ne[1], t->ne[0], &out[i].n_bytes);
+        if (half_bits != 0) {
+            (void)tensor_packed_bytes(half_bits, t->ne[1], t->ne[0], &out[i].n_bytes);
         } else {
             out[i].n_bytes = 4 * tensor_n_weights(t);
         }
     }
+}
+
+/* First the tensors that the pass does not multiply with, as they come, then the others. */
+static void find_order(quantizer *q) {
+    const container *in = q->in;
+    const kv *count = container_find(in, "llama.block_count");
+    q->n_layer = count != NULL ? (uint32_t)count->v.u : 0;
+    const bool tied = container_tensor(in, "output.weight") == NULL;
+    size_t n = 0;
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        const tensor *t = &in->tensors[i];
+        q->place[i] = plan_is_packed(t) ? calibration_place(t->name, q->n_layer, tied) : UINT32_MAX;
+        if (q->place[i] == UINT32_MAX) {
+            q->order[n++] = i;
+        }
+    }
+    const size_t first = n; /* insertion sort: models name their layers in order */
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        if (q->place[i] != UINT32_MAX) {
+            size_t at = n++;
+            for (; at > first && q->place[q->order[at - 1]] > q->place[i]; at--) {
+                q->order[at] = q->order[at - 1];
+            }
+            q->order[at] = i;
+        }
+    }
+}
+
+/* Writes the next tensors of the order that have their place at `place`. */
+static hepta_status write_place(quantizer *q, uint32_t place) {
+    hepta_status status = HEPTA_OK;
+    while (status == HEPTA_OK && q->n_written < q->in->n_tensors &&
+           q->place[q->order[q->n_written]] == place) {
+        const size_t i = q->order[q->n_written++];
+        const tensor *t = &q->in->tensors[i];
+        status = q->half_bits[i] != 0 ? write_packed(q, t, q->half_bits[i]) : write_f32(q, t);
+    }
+    return status;
+}
+
+static hepta_status on_moments(void *context, uint32_t layer, llama_input input, const moments *m) {
+    quantizer *q = context;
+    const effort *f = &efforts[q->options->effort];
+    const uint32_t place = layer * LLAMA_INPUTS + (uint32_t)input;
+    hepta_status status =
+        feedback_create(m, damping, f->lag, q->kernels, q->threads, &q->feedback, q->err);
+    if (status == HEPTA_OK) {
+        q->moments = m;
+        status = write_place(q, place);
+    }
+    feedback_free(q->feedback);
+    q->feedback = NULL;
+    q->moments = NULL;
+    return status;
+}
+
+static hepta_status calibrated_pass(quantizer *q, uint32_t n_tokens, calibration_fn fn,
+                                    void *context) {
+    calibration_options o = q->calibration;
+    o.n_tokens = n_tokens;
+    calibration *c = NULL;
+    hepta_status status = calibration_open(&o, &c, q->err);
+    if (status == HEPTA_OK) {
+        status = calibration_run(c, fn, context, q->err);
+    }
+    calibration_free(c);
+    return status;
+}
+
+static hepta_status write_tensors(quantizer *q) {
+    hepta_status status = write_place(q, UINT32_MAX);
+    while (!calibrates && status == HEPTA_OK && q->n_written < q->in->n_tensors) {
+        status = write_place(q, q->place[q->order[q->n_written]]);
+    }
+    if (!calibrates) {
+        return status;
+    }
+    return status == HEPTA_OK
+               ? calibrated_pass(q, efforts[q->options->effort].n_tokens, on_moments, q)
+               : status;
+}
+
+/* ---- Rates ------------------------------------------------------------- */
+
+typedef struct savings {
+    quantizer *q;
+    double *saved; /* by place */
+} savings;
+
+static hepta_status note_saving(void *context, uint32_t layer, llama_input input,
+                                const moments *m) {
+    savings *s = context;
+    quantizer *q = s->q;
+    feedback *f = NULL;
+    hepta_status status = feedback_create(m, damping, 1, q->kernels, q->threads, &f, q->err);
+    s->saved[layer * LLAMA_INPUTS + (uint32_t)input] = f != NULL ? f->saved : 1;
+    feedback_free(f);
+    return status;
+}
+
+/* sensitivity (n_tensors): see measure.h */
+static hepta_status measure(quantizer *q, double *sensitivity) {
+    const size_t n_places = ((size_t)q->n_layer + 1) * LLAMA_INPUTS;
+    savings s = {.q = q, .saved = memory_alloc(n_places, sizeof *s.saved)};
+    if (s.saved == NULL) {
+        return error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory for %u layers", q->n_layer);
+    }
+    hepta_status status = calibrated_pass(q, PLAN_TOKENS, note_saving, &s);
+    if (status == HEPTA_OK) {
+        status = measure_sensitivity(&q->calibration, q->in, s.saved, sensitivity,
+                                     q->options->progress, q->options->progress_context, q->err);
+    }
+    memory_free(s.saved);
+    return status;
+}
+
+/* The rate of every tensor: from a plan, or for the bits asked for. */
+static hepta_status find_rates(quantizer *q, uint32_t *half_bits) {
+    const hepta_quantize_options *o = q->options;
+    const container *in = q->in;
+    double *sensitivity = NULL;
+    hepta_status status = HEPTA_OK;
+    if (o->plan_path != NULL) {
+        status = plan_read(o->plan_path, in->tensors, in->n_tensors, half_bits, q->err);
+    } else {
+        if (calibrates && measure_work(in) <= efforts[o->effort].measure_work && o->bits > 2 &&
+            o->bits < 8) {
+            sensitivity = memory_alloc(in->n_tensors, sizeof *sensitivity);
+            if (sensitivity == NULL) {
+                status = error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory for a plan");
+            } else {
+                status = measure(q, sensitivity);
+            }
+        }
+        if (status == HEPTA_OK) {
+            status =
+                plan_rates(in->tensors, in->n_tensors, o->bits, sensitivity, half_bits, q->err);
+        }
+    }
+    if (status == HEPTA_OK && o->plan_out_path != NULL) {
+        status = plan_write(o->plan_out_path, in->tensors, in->n_tensors, half_bits, sensitivity,
+                            q->err);
+    }
+    memory_free(sensitivity);
+    return status;
 }
 
 hepta_status hepta_quantize(const char *in_path, const char *out_path,
@@ -404,6 +651,10 @@ hepta_status hepta_quantize(const char *in_path, const char *out_path,
     if (options->threads < 0 || options->threads > MAX_THREADS) {
         return error_set(err, HEPTA_ERROR_ARGUMENT, "threads is %d, expected 0 to %d",
                          options->threads, (int)MAX_THREADS);
+    }
+    if (options->effort < 0 || (size_t)options->effort >= sizeof efforts / sizeof efforts[0]) {
+        return error_set(err, HEPTA_ERROR_ARGUMENT, "effort is %d, expected 0 to %d",
+                         (int)options->effort, (int)(sizeof efforts / sizeof efforts[0]) - 1);
     }
     container *in = NULL;
     uint32_t *half_bits = NULL;
@@ -423,18 +674,29 @@ hepta_status hepta_quantize(const char *in_path, const char *out_path,
     }
     half_bits = memory_alloc(in->n_tensors, sizeof *half_bits);
     described = memory_alloc(in->n_tensors, sizeof *described);
-    if (half_bits == NULL || described == NULL) {
+    q.order = memory_alloc(in->n_tensors, sizeof *q.order);
+    q.place = memory_alloc(in->n_tensors, sizeof *q.place);
+    if (half_bits == NULL || described == NULL || q.order == NULL || q.place == NULL) {
         status = error_set(err, HEPTA_ERROR_MEMORY, "out of memory for %zu tensors", in->n_tensors);
         goto done;
     }
-    status = plan_rates(in->tensors, in->n_tensors, options->bits, half_bits, err);
+    q.in = in;
+    q.half_bits = half_bits;
+    q.calibration = (calibration_options){.model = in_path,
+                                          .tokenizer = options->tokenizer_path,
+                                          .text_path = options->calibration_path,
+                                          .n_tokens = efforts[options->effort].n_tokens,
+                                          .rotation_seed = rotation_seed,
+                                          .threads = q.threads};
+    find_order(&q);
+    status = find_rates(&q, half_bits);
     if (status == HEPTA_OK) {
-        status = set_metadata(in, options->bits, half_bits, err);
+        status = set_metadata(in, options, half_bits, err);
     }
     if (status != HEPTA_OK) {
         goto done;
     }
-    describe_output(in, half_bits, described);
+    describe_output(&q, described);
     status = hepta_writer_open(out_path, in->kvs, in->n_kvs, described, in->n_tensors, &q.out, err);
     if (status != HEPTA_OK) {
         goto done;
@@ -442,10 +704,7 @@ hepta_status hepta_quantize(const char *in_path, const char *out_path,
     for (size_t i = 0; i < in->n_tensors; i++) {
         q.n_weights += tensor_n_weights(&in->tensors[i]);
     }
-    for (size_t i = 0; i < in->n_tensors && status == HEPTA_OK; i++) {
-        const tensor *t = &in->tensors[i];
-        status = half_bits[i] != 0 ? write_packed(&q, t, half_bits[i]) : write_f32(&q, t);
-    }
+    status = write_tensors(&q);
     if (status == HEPTA_OK) {
         hepta_writer *w = q.out;
         q.out = NULL;
@@ -456,6 +715,8 @@ done:
     for (size_t i = 0; i < sizeof q.rotations / sizeof q.rotations[0]; i++) {
         rotation_free(q.rotations[i]);
     }
+    memory_free(q.order);
+    memory_free(q.place);
     memory_free(described);
     memory_free(half_bits);
     container_close(in);

@@ -1,0 +1,157 @@
+/*
+ * feedback.c - from the second moments of a layer's inputs to the error feedback of its rows.
+ *
+ * The Cholesky factor L of the matrix with rows and columns reversed gives U and D:
+ * U_jk = L_j'k' / L_k'k' and D_k = L_k'k'^2 with i' = n - 1 - i. It is computed by columns of
+ * PANEL, left to right; what the columns before take away is a matrix product of the kernels, whose
+ * bits do not depend on the machine. Rows are independent of each other.
+ */
+#include "quantize/feedback.h"
+
+#include "base/base.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { PANEL = 64, ROWS = 16 };
+
+/* Columns [j, j + n_panel) of rows from j on, less the products of the columns before. */
+static void subtract_before(float *l, size_t n, size_t j, uint32_t n_panel, float *panel,
+                            const kernels *k, int threads) {
+    if (j == 0) {
+        return;
+    }
+    for (size_t r = 0; r < n_panel; r++) {
+        memcpy(panel + r * j, l + (j + r) * n, j * sizeof *panel);
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
+    for (size_t i = j; i < n; i += ROWS) {
+        float y[ROWS * PANEL];
+        const uint32_t rows = n - i < ROWS ? (uint32_t)(n - i) : ROWS;
+        k->matmul_f32(panel, n_panel, (uint32_t)j, l + i * n, n, rows, y, PANEL);
+        for (size_t r = 0; r < rows; r++) {
+            for (size_t c = 0; c < n_panel; c++) {
+                l[(i + r) * n + j + c] -= y[r * PANEL + c];
+            }
+        }
+    }
+}
+
+/* Row i of the panel at column j, up to its diagonal; `least` bounds the diagonal from below. */
+static void solve_row(float *l, size_t n, size_t j, size_t n_panel, size_t i, double least) {
+    for (size_t c = j; c < j + n_panel && c <= i; c++) {
+        double sum = (double)l[i * n + c];
+        for (size_t x = j; x < c; x++) {
+            sum -= (double)l[i * n + x] * (double)l[c * n + x];
+        }
+        l[i * n + c] =
+            (float)(c < i ? sum / (double)l[c * n + c] : sqrt(sum > least ? sum : least));
+    }
+}
+
+static void cholesky(float *l, size_t n, double least, float *panel, const kernels *k,
+                     int threads) {
+    for (size_t j = 0; j < n; j += PANEL) {
+        const size_t n_panel = n - j < PANEL ? n - j : PANEL;
+        subtract_before(l, n, j, (uint32_t)n_panel, panel, k, threads);
+        for (size_t i = j; i < j + n_panel; i++) {
+            solve_row(l, n, j, n_panel, i, least);
+        }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (size_t i = j + n_panel; i < n; i++) {
+            solve_row(l, n, j, n_panel, i, least);
+        }
+    }
+}
+
+static double mean_of_diagonal(const moments *m) {
+    double sum = 0;
+    for (size_t i = 0; i < m->n; i++) {
+        sum += (double)m->h[i * m->n + i];
+    }
+    return sum / m->n;
+}
+
+/* U_jk from the factor of the reversed matrix. */
+static float upper(const float *l, size_t n, size_t j, size_t k) {
+    return l[(n - 1 - j) * n + n - 1 - k] / l[(n - 1 - k) * n + n - 1 - k];
+}
+
+static void fill(feedback *f, const float *l, size_t n, unsigned lag, float *memory) {
+    const size_t ahead = (lag + 1) * (size_t)CODE_BLOCK;
+    float *weight = memory, *near = weight + n, *far = near + n * ahead;
+    double sum = 0;
+    for (size_t k = 0; k < n; k++) {
+        const double root = (double)l[k * n + k];
+        sum += root * root;
+        weight[n - 1 - k] = (float)(root * root / f->mean);
+    }
+    f->saved = sum / (double)n / f->mean;
+    for (size_t j = 0; j < n; j++) {
+        const size_t first = j / CODE_BLOCK * CODE_BLOCK;
+        for (size_t i = 0; i < ahead; i++) {
+            near[j * ahead + i] = first + i > j && first + i < n ? upper(l, n, j, first + i) : 0.0f;
+        }
+    }
+    for (size_t b = lag + 1; b < n / CODE_BLOCK; b++) {
+        const size_t known = (b - lag) * CODE_BLOCK;
+        f->far[b] = far;
+        for (size_t k = b * CODE_BLOCK; k < (b + 1) * CODE_BLOCK; k++) {
+            for (size_t j = 0; j < known; j++) {
+                *far++ = upper(l, n, j, k);
+            }
+        }
+    }
+    f->code.weight = weight;
+    f->code.near = near;
+    f->code.far = f->far;
+}
+
+hepta_status feedback_create(const moments *m, double damping, unsigned lag, const kernels *k,
+                             int threads, feedback **out, hepta_error *err) {
+    const size_t n = m->n, n_blocks = n / CODE_BLOCK;
+    const double mean = mean_of_diagonal(m);
+    *out = NULL;
+    if (!(mean > 0 && mean < (double)INFINITY)) {
+        return HEPTA_OK;
+    }
+    size_t n_far = 0;
+    for (size_t b = lag + 1; b < n_blocks; b++) {
+        n_far += (b - lag) * CODE_BLOCK * CODE_BLOCK;
+    }
+    feedback *f = memory_alloc(1, sizeof *f);
+    float *l = memory_alloc(n * n, sizeof *l), *panel = memory_alloc(n * PANEL, sizeof *panel);
+    if (f != NULL) {
+        f->memory = memory_alloc(n + n * (lag + 1) * CODE_BLOCK + n_far, sizeof *f->memory);
+        f->far = memory_alloc(n_blocks, sizeof *f->far);
+    }
+    hepta_status status = HEPTA_OK;
+    if (l == NULL || panel == NULL || f == NULL || f->memory == NULL || f->far == NULL) {
+        status = error_set(err, HEPTA_ERROR_MEMORY, "no memory for the moments of %zu inputs", n);
+        feedback_free(f);
+        goto done;
+    }
+    for (size_t i = 0; i < n * n; i++) {
+        l[i] = m->h[n * n - 1 - i];
+    }
+    for (size_t i = 0; i < n; i++) {
+        l[i * n + i] = (float)((double)l[i * n + i] + damping * mean);
+    }
+    cholesky(l, n, 0.5 * damping * mean, panel, k, threads);
+    f->mean = mean;
+    f->code = (code_feedback){.n = n, .lag = lag, .matmul = k->matmul_f32};
+    fill(f, l, n, lag, f->memory);
+    *out = f;
+done:
+    memory_free(l);
+    memory_free(panel);
+    return status;
+}
+
+void feedback_free(feedback *f) {
+    if (f != NULL) {
+        memory_free(f->memory);
+        memory_free(f->far);
+        memory_free(f);
+    }
+}
