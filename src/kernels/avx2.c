@@ -26,6 +26,7 @@
 #include "kernels/math.h"
 
 #include <immintrin.h>
+#include <pthread.h>
 
 /* ---- The vocabulary of float_kernels.h --------------------------------- */
 
@@ -326,16 +327,27 @@ static ALWAYS_INLINE __m256i window_hash(const decoder *d, int h, int k, const _
 }
 #endif
 
-static void decoder_fill(uint32_t half_bits, decoder *d) {
-    if (half_bits == 16) {
-        return; /* int8 needs no decoding */
-    }
-    const struct code_table *code = code_table_get((int)half_bits);
+static decoder decoders[CODE_MAX_RATE + 1]; /* [0]: of int8, which needs no decoding */
+static pthread_once_t decoders_filled = PTHREAD_ONCE_INIT;
+
+static void decoder_fill(const struct code_table *code, decoder *d) {
     for (int k = 0; k < CODE_BLOCK; k++) {
         fill_hash(code, k, d);
     }
     d->high = both_lanes(code->high);
     d->low = both_lanes(code->low);
+}
+
+static void decoders_fill(void) {
+    for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
+        decoder_fill(code_table_get(rate), &decoders[rate]);
+    }
+}
+
+/* Filling takes microseconds: as long as some hundred thousand weights. */
+static const decoder *decoder_get(uint32_t half_bits) {
+    pthread_once(&decoders_filled, decoders_fill);
+    return &decoders[half_bits == 16 ? 0 : half_bits];
 }
 
 static ALWAYS_INLINE __m256i hash_value(const decoder *d, __m256i hash) {
@@ -610,10 +622,9 @@ static void KERNEL(matmul_packed)(const packed_matrix *w, uint32_t row_begin, ui
                                   const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                                   uint8_t *scratch) {
     assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % PACKED_STRIP == 0);
-    decoder d;
-    decoder_fill(w->half_bits, &d);
+    const decoder *d = decoder_get(w->half_bits);
     for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
-        matmul_tokens(w, &d, row_begin, row_end, x + t,
+        matmul_tokens(w, d, row_begin, row_end, x + t,
                       n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS, y + t * y_stride,
                       y_stride, scratch);
     }

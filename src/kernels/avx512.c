@@ -23,6 +23,7 @@
 #include "kernels/math.h"
 
 #include <immintrin.h>
+#include <pthread.h>
 
 /* ---- The vocabulary of float_kernels.h --------------------------------- */
 
@@ -209,16 +210,15 @@ static uint64_t affine_matrix(const uint8_t hash[8]) {
     return matrix;
 }
 
-static void decoder_fill(uint32_t half_bits, decoder *d) {
-    if (half_bits == 16) {
-        return; /* int8 needs no decoding */
-    }
-    const struct code_table *code = code_table_get((int)half_bits);
+static decoder decoders[CODE_MAX_RATE + 1]; /* [0]: of int8, which needs no decoding */
+static pthread_once_t decoders_filled = PTHREAD_ONCE_INIT;
+
+static void decoder_fill(const struct code_table *code, decoder *d) {
     for (int k = 0; k < CODE_BLOCK; k++) {
         for (int byte = 0; byte < 3; byte++) {
             uint8_t hash[8];
             for (int b = 0; b < 8; b++) {
-                const int bit = 8 * byte + b - WINDOW_SHIFT((int)half_bits, k);
+                const int bit = 8 * byte + b - WINDOW_SHIFT(code->half_bits, k);
                 hash[b] = bit >= 0 && bit < CODE_WINDOW ? code_hash(code, 1u << bit) : 0;
             }
             d->matrix[k][byte] = affine_matrix(hash);
@@ -232,6 +232,18 @@ static void decoder_fill(uint32_t half_bits, decoder *d) {
     }
     d->high = _mm512_loadu_si512(high);
     d->low = _mm512_loadu_si512(low);
+}
+
+static void decoders_fill(void) {
+    for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
+        decoder_fill(code_table_get(rate), &decoders[rate]);
+    }
+}
+
+/* Filling takes microseconds: as long as some hundred thousand weights. */
+static const decoder *decoder_get(uint32_t half_bits) {
+    pthread_once(&decoders_filled, decoders_fill);
+    return &decoders[half_bits == 16 ? 0 : half_bits];
 }
 
 /* Values of weight k of each of a group's blocks; plane[j]: byte j - 2 of the blocks. */
@@ -274,15 +286,17 @@ static ALWAYS_INLINE __m512i add_products(__m512i sum, __m512i v, const uint8_t 
 /* ---- Products ---------------------------------------------------------- */
 
 enum {
-    MAX_TOKENS = 16,     /* of one pass over a strip: their sums are in registers */
-    PASS_TOKENS = 64,    /* whose activations are arranged together */
-    GROUP_BYTES = 64,    /* of a plane, and of a token's activations */
-    PREFETCH_GROUPS = 8, /* how far ahead codes are fetched; they are read once, in order */
+    MAX_TOKENS = 16,      /* of one pass over a strip: their sums are in registers */
+    PASS_TOKENS = 64,     /* whose activations are arranged together */
+    GROUP_BYTES = 64,     /* of a plane */
+    X_STRIDE = 68,        /* from a token's 64 activations to the next one's: not 64, for a core
+                             cannot load from the same place of two cache lines at once */
+    PREFETCH_GROUPS = 16, /* how far ahead codes are fetched; they are read once, in order */
 };
 
 /*
- * A strip's sums for T tokens, one lane for each row. x: groups of T x 64 activations in the order
- * of arrange().
+ * A strip's sums for T tokens, one lane for each row. x: groups of T x X_STRIDE bytes, activations
+ * in the order of arrange().
  */
 static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
                                     const uint8_t *codes, uint32_t n_blocks, const uint8_t *x,
@@ -295,7 +309,7 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
     }
     __m512i before[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     uint8_t wide[16 * GROUP_BYTES];
-    for (uint32_t b = 0; b < n_blocks; b += PACKED_GROUP, x += (size_t)T * GROUP_BYTES) {
+    for (uint32_t b = 0; b < n_blocks; b += PACKED_GROUP, x += (size_t)T * X_STRIDE) {
         if (n_blocks - b < PACKED_GROUP) {
             widen_group(codes, (uint32_t)h, n_blocks - b, wide);
             codes = wide;
@@ -316,7 +330,7 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
 #define TOKEN(t, k)                                                                                \
     if (t < T) {                                                                                   \
         const int i = t + T * (k % n_sets);                                                        \
-        acc[i] = add_products(acc[i], v, x + GROUP_BYTES * t + 4 * k);                             \
+        acc[i] = add_products(acc[i], v, x + X_STRIDE * t + 4 * k);                                \
     }
 #define WEIGHT(k)                                                                                  \
     {                                                                                              \
@@ -424,8 +438,8 @@ static void matmul_tokens(const packed_matrix *w, const decoder *d, uint32_t row
     dot_fn *const *dot = dots[rate_index(w->half_bits)];
     for (uint32_t t = 0; t < n_tokens; t++) {
         const uint32_t first = t / MAX_TOKENS * MAX_TOKENS;
-        const size_t step = (size_t)pass_sizes[pass_index(n_tokens - first)] * GROUP_BYTES;
-        arrange(x[t].q, w->n_cols, scratch + (first * n_groups + (t - first)) * GROUP_BYTES, step);
+        const size_t step = (size_t)pass_sizes[pass_index(n_tokens - first)] * X_STRIDE;
+        arrange(x[t].q, w->n_cols, scratch + (first * n_groups + (t - first)) * X_STRIDE, step);
     }
     for (uint32_t r = row_begin; r < row_end; r += PACKED_STRIP) {
         const uint32_t n_rows = row_end - r < PACKED_STRIP ? row_end - r : PACKED_STRIP;
@@ -433,7 +447,7 @@ static void matmul_tokens(const packed_matrix *w, const decoder *d, uint32_t row
         for (uint32_t first = 0; first < n_tokens; first += MAX_TOKENS) {
             const uint32_t n = n_tokens - first < MAX_TOKENS ? n_tokens - first : MAX_TOKENS;
             __m512i sums[MAX_TOKENS];
-            dot[pass_index(n)](d, codes, n_blocks, scratch + first * n_groups * GROUP_BYTES, sums);
+            dot[pass_index(n)](d, codes, n_blocks, scratch + first * n_groups * X_STRIDE, sums);
             for (uint32_t t = first; t < first + n; t++) {
                 store_rows(w, r, n_rows, &x[t], sums[t - first], y + t * y_stride);
             }
@@ -445,10 +459,9 @@ static void matmul_packed_avx512(const packed_matrix *w, uint32_t row_begin, uin
                                  const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                                  uint8_t *scratch) {
     assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % PACKED_STRIP == 0);
-    decoder d;
-    decoder_fill(w->half_bits, &d);
+    const decoder *d = decoder_get(w->half_bits);
     for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
-        matmul_tokens(w, &d, row_begin, row_end, x + t,
+        matmul_tokens(w, d, row_begin, row_end, x + t,
                       n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS, y + t * y_stride,
                       y_stride, scratch);
     }
