@@ -97,8 +97,8 @@ TEST(synth_refuses) {
     CHECK_SAYS("no shape llama-9-1b; there are: tinyllama-1.1b");
     CHECK_RUN(2, "hepta synth llama-2-7b --type q9 -o %s/x", dir);
     CHECK_SAYS("q4_0");
-    CHECK_RUN(1, "hepta synth --shape %s -b 5 -o %s/x", small, dir);
-    CHECK_SAYS("2, 2.5, 3, 3.5, 4 or 8");
+    CHECK_RUN(1, "hepta synth --shape %s -b 9 -o %s/x", small, dir);
+    CHECK_SAYS("2 to 8");
     static const char *const bad[] = {"width=64",      "%s,heads=7",
                                       "%s,heads=256",  "%s,vocab=10",
                                       "%s,colour=3",   "%s,layers=",
