@@ -51,12 +51,13 @@ endif
 LIB_SOURCES := $(sort $(wildcard $(MODULES:%=src/%/*.c)))
 LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CLI_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard src/cli/*.c)))
-TEST_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,tests/main.c $(sort $(wildcard tests/test_*.c)))
+TEST_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,tests/main.c tests/amx_model.c $(sort $(wildcard tests/test_*.c)))
 
 ifeq ($(ARCH),x86_64)
 $(BUILD)/src/kernels/avx2.o: FLAGS += -mavx2 -mf16c
 $(BUILD)/src/kernels/avxvnni.o: FLAGS += -mavx2 -mf16c -mgfni -mavxvnni
-$(BUILD)/src/kernels/avx512.o: FLAGS += -mavx2 -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq \
+AVX512_OBJECTS := $(patsubst %,$(BUILD)/%.o,src/kernels/avx512 src/kernels/amx tests/amx_model)
+$(AVX512_OBJECTS): FLAGS += -mavx2 -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq \
 	-mavx512vnni -mavx512vbmi -mavx512vbmi2 -mgfni
 endif
 ifeq ($(ARCH),aarch64)
@@ -102,7 +103,7 @@ $(BUILD)/tensor_dump: $(BUILD)/tests/tensor_dump.o $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
 # Tests of the layers that need libc alone, for cross builds: ENGINE_ONLY=1.
-ENGINE_TESTS := $(addprefix tests/,main.c test_base.c test_code.c test_kernels.c test_format.c \
+ENGINE_TESTS := $(addprefix tests/,main.c amx_model.c test_base.c test_code.c test_kernels.c test_format.c \
 	test_format_hepta.c test_dequantize.c test_tiny_model.c test_model.c test_team.c)
 $(BUILD)/engine-test: $(ENGINE_TESTS:%.c=$(BUILD)/%.o) $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)

@@ -125,7 +125,7 @@ TEST(cli_same_digest_for_threads_and_kernels) {
     need_stories();
     char digest[128] = "";
     CHECK_RUN(0, "hepta quantize %s -o %s/m.hepta --tokenizer %s -q", model, tmp, tokenizer);
-    static const char *const kernels[] = {"", "ref", "avx2", "avx512"};
+    static const char *const kernels[] = {"", "ref", "avx2", "avx512", "amx"};
     int n = 0;
     for (size_t k = 0; k < sizeof kernels / sizeof kernels[0]; k++) {
         for (int threads = 1; threads <= 4; threads++) {

@@ -108,15 +108,38 @@ static uint16_t random_finite_half(void) {
     return h;
 }
 
-/* The table under test that is number i after ref, or NULL past the last; NULL name: not here. */
-static const kernels *other_table(size_t i, bool *supported) {
-    return kernels_get(i + 1, supported);
+#if defined(__x86_64__)
+/* amx_model.c: the products of amx.c with AVX-512 alone. */
+void matmul_packed_amx_model(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
+                             const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
+                             uint8_t *scratch);
+
+static const kernels *amx_model(bool *supported) {
+    static kernels model;
+    for (size_t i = 0; kernels_get(i, supported) != &kernels_avx512; i++) {
+    }
+    model = kernels_avx512;
+    model.name = "amx_model";
+    model.matmul_packed = matmul_packed_amx_model;
+    return &model;
+}
+#endif
+
+/* Table i of this build, then amx_model; NULL past the last. */
+static const kernels *table_get(size_t i, bool *supported) {
+    const kernels *k = kernels_get(i, supported);
+#if defined(__x86_64__)
+    if (k == NULL && kernels_get(i - 1, supported) != NULL) {
+        return amx_model(supported);
+    }
+#endif
+    return k;
 }
 
 #define FOR_EACH_TABLE(k)                                                                          \
     bool supported_ = false;                                                                       \
     const kernels *k;                                                                              \
-    for (size_t table_ = 0; (k = other_table(table_, &supported_)) != NULL; table_++)              \
+    for (size_t table_ = 1; (k = table_get(table_, &supported_)) != NULL; table_++)                \
         if (!supported_) {                                                                         \
             test_note("%s: not on this CPU", k->name);                                             \
         } else
@@ -368,13 +391,19 @@ TEST(ref_matmul_packed_widest) {
     activation x = {q, 1.0f, -127 * (int32_t)n};
     uint8_t *scratch = guard_alloc(KERNELS_SCRATCH_BYTES(n), false);
     float expected = (float)(128 * 127 * (int64_t)n) * bfloat_to_float(load_u16(m.scales));
+    activation many[17];
+    for (int t = 0; t < 17; t++) {
+        many[t] = x;
+    }
     bool supported;
     const kernels *k;
-    for (size_t i = 0; (k = kernels_get(i, &supported)) != NULL; i++) {
-        float y[4] = {0};
+    for (size_t i = 0; (k = table_get(i, &supported)) != NULL; i++) {
+        float y[17][4] = {{0}};
         if (supported) {
-            k->matmul_packed(&m, 0, 4, &x, 1, y, 4, scratch);
-            CHECK(y[0] == expected);
+            k->matmul_packed(&m, 0, 4, &x, 1, y[0], 4, scratch);
+            CHECK(y[0][0] == expected);
+            k->matmul_packed(&m, 0, 4, many, 17, y[0], 4, scratch);
+            CHECK(y[0][0] == expected && y[15][0] == expected && y[16][0] == expected);
         }
     }
 }

@@ -18,11 +18,9 @@
 
 #if defined(__x86_64__)
 
-#include "code/code.h"
-#include "format/container.h"
+#include "kernels/avx512_packed.h"
 #include "kernels/math.h"
 
-#include <immintrin.h>
 #include <pthread.h>
 
 /* ---- The vocabulary of float_kernels.h --------------------------------- */
@@ -30,9 +28,6 @@
 typedef __m512 f32x16;
 typedef __m512i u32x16;
 
-static inline __mmask16 first_lanes(uint32_t n) {
-    return (__mmask16)((1u << n) - 1);
-}
 static inline f32x16 v_load(const float *p) {
     return _mm512_loadu_ps(p);
 }
@@ -176,24 +171,6 @@ static inline u32x16 i_dot4_small(u32x16 sum, const int8_t *bytes, const int8_t 
 
 /* ---- Decoding ---------------------------------------------------------- */
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-#define EACH_WEIGHT(X)                                                                             \
-    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
-
-/*
- * A window lies in three bytes of the row at most, from byte WINDOW_BYTE of the block on: bits
- * WINDOW_SHIFT .. WINDOW_SHIFT + 15 of them.
- */
-#define WINDOW_BEGIN(h, k) ((int)(k) / 2 * (h) + ((k) % 2 != 0 ? (h) : ((h) + 1) / 2) - 16)
-#define WINDOW_BYTE(h, k) ((WINDOW_BEGIN(h, k) + 16) / 8 - 2)
-#define WINDOW_SHIFT(h, k) (WINDOW_BEGIN(h, k) - 8 * WINDOW_BYTE(h, k))
-
-/* What decoding one rate needs. */
-typedef struct decoder {
-    __m512i high, low;
-    uint64_t matrix[CODE_BLOCK][3]; /* hash of what weight k's window has of its three bytes */
-} decoder;
-
 /*
  * The matrix of vgf2p8affineqb for eight bits whose hashes are given: output bit i is the parity
  * of the input AND byte 7 - i of the matrix.
@@ -241,38 +218,9 @@ static void decoders_fill(void) {
 }
 
 /* Filling takes microseconds: as long as some hundred thousand weights. */
-static const decoder *decoder_get(uint32_t half_bits) {
+const decoder *decoder_get_avx512(uint32_t half_bits) {
     pthread_once(&decoders_filled, decoders_fill);
     return &decoders[half_bits == 16 ? 0 : half_bits];
-}
-
-/* Values of weight k of each of a group's blocks; plane[j]: byte j - 2 of the blocks. */
-static ALWAYS_INLINE __m512i decode(const decoder *d, int h, int k, const __m512i *plane) {
-#define HASH(i)                                                                                    \
-    _mm512_gf2p8affine_epi64_epi8(p[i], _mm512_set1_epi64((long long)d->matrix[k][i]), 0)
-    const __m512i *p = plane + 2 + WINDOW_BYTE(h, k);
-    const __m512i hash = WINDOW_SHIFT(h, k) == 0
-                             ? _mm512_xor_si512(HASH(0), HASH(1))
-                             : _mm512_ternarylogic_epi64(HASH(0), HASH(1), HASH(2), 0x96);
-#undef HASH
-    return _mm512_add_epi8(_mm512_permutexvar_epi8(_mm512_srli_epi16(hash, 2), d->high),
-                           _mm512_permutexvar_epi8(hash, d->low));
-}
-
-/* The last group of a row may have fewer than four blocks: puts zeros for those that lack. */
-static void widen_group(const uint8_t *codes, uint32_t half_bits, uint32_t n_blocks, uint8_t *out) {
-    uint8_t from[64];
-    for (uint32_t i = 0; i < 64; i++) {
-        from[i] = (uint8_t)(i / PACKED_GROUP * n_blocks + i % PACKED_GROUP);
-    }
-    const __m512i index = _mm512_loadu_si512(from);
-    const __mmask64 present = 0x1111111111111111u * ((1u << n_blocks) - 1);
-    const __mmask64 read = ((__mmask64)1 << (PACKED_STRIP * n_blocks)) - 1;
-    for (uint32_t j = 0; j < half_bits; j++, codes += (size_t)PACKED_STRIP * n_blocks) {
-        __m512i plane = _mm512_maskz_loadu_epi8(read, codes);
-        _mm512_storeu_si512(out + (size_t)64 * j,
-                            _mm512_maskz_permutexvar_epi8(present, index, plane));
-    }
 }
 
 /* sum + products of unsigned v with signed x, four blocks of a row in each lane; x: 4 bytes that
@@ -286,12 +234,9 @@ static ALWAYS_INLINE __m512i add_products(__m512i sum, __m512i v, const uint8_t 
 /* ---- Products ---------------------------------------------------------- */
 
 enum {
-    MAX_TOKENS = 16,      /* of one pass over a strip: their sums are in registers */
-    PASS_TOKENS = 64,     /* whose activations are arranged together */
-    GROUP_BYTES = 64,     /* of a plane */
-    X_STRIDE = 68,        /* from a token's 64 activations to the next one's: not 64, for a core
-                             cannot load from the same place of two cache lines at once */
-    PREFETCH_GROUPS = 16, /* how far ahead codes are fetched; they are read once, in order */
+    MAX_TOKENS = 16, /* of one pass over a strip: their sums are in registers */
+    X_STRIDE = 68,   /* from a token's 64 activations to the next one's: not 64, for a core
+                        cannot load from the same place of two cache lines at once */
 };
 
 /*
@@ -310,23 +255,8 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
     __m512i before[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     uint8_t wide[16 * GROUP_BYTES];
     for (uint32_t b = 0; b < n_blocks; b += PACKED_GROUP, x += (size_t)T * X_STRIDE) {
-        if (n_blocks - b < PACKED_GROUP) {
-            widen_group(codes, (uint32_t)h, n_blocks - b, wide);
-            codes = wide;
-        }
         __m512i plane[18];
-#define LOAD(j)                                                                                    \
-    if (j < h) {                                                                                   \
-        plane[j + 2] = _mm512_loadu_si512(codes + GROUP_BYTES * j);                                \
-        _mm_prefetch((const char *)codes + GROUP_BYTES * (j + PREFETCH_GROUPS * h), _MM_HINT_T0);  \
-    }
-        EACH_WEIGHT(LOAD)
-#undef LOAD
-        if (h != 16) { /* the last two bytes of the block before: one lane's next byte down */
-            plane[0] = _mm512_shldi_epi32(plane[h], before[0], 8);
-            plane[1] = _mm512_shldi_epi32(plane[h + 1], before[1], 8);
-            before[0] = plane[h], before[1] = plane[h + 1];
-        }
+        codes = load_group(h, codes, n_blocks - b, wide, before, plane);
 #define TOKEN(t, k)                                                                                \
     if (t < T) {                                                                                   \
         const int i = t + T * (k % n_sets);                                                        \
@@ -334,9 +264,7 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
     }
 #define WEIGHT(k)                                                                                  \
     {                                                                                              \
-        const __m512i v =                                                                          \
-            h == 16 ? _mm512_xor_si512(plane[k + 2], _mm512_set1_epi8(-128)) /* unsigned: + 128 */ \
-                    : decode(d, h, k, plane);                                                      \
+        const __m512i v = group_weight(d, h, k, plane);                                            \
         TOKEN(0, k)                                                                                \
         TOKEN(1, k)                                                                                \
         TOKEN(2, k)                                                                                \
@@ -351,7 +279,7 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
         EACH_WEIGHT(WEIGHT)
 #undef WEIGHT
 #undef TOKEN
-        codes += (size_t)GROUP_BYTES * (size_t)h;
+        codes += (size_t)GROUP_BYTES * (size_t)h; /* gcc 12 spills if this is in load_group */
     }
     for (int t = 0; t < T; t++) {
         sums[t] = acc[t];
@@ -394,40 +322,6 @@ static size_t pass_index(uint32_t n) {
     return i;
 }
 
-/*
- * One token's activations for products with groups: of each 64, four of one weight's number, then
- * four of the next: those of the group's blocks, zeros past the last. Groups lie `step` bytes
- * apart.
- */
-static void arrange(const int8_t *q, uint32_t n_cols, uint8_t *out, size_t step) {
-    uint8_t from[64];
-    for (uint32_t i = 0; i < 64; i++) {
-        from[i] = (uint8_t)(i % PACKED_GROUP * CODE_BLOCK + i / PACKED_GROUP);
-    }
-    const __m512i index = _mm512_loadu_si512(from);
-    for (uint32_t c = 0; c < n_cols; c += 64, out += step) {
-        const __mmask64 present =
-            n_cols - c >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n_cols - c)) - 1;
-        _mm512_storeu_si512(
-            out, _mm512_permutexvar_epi8(index, _mm512_maskz_loadu_epi8(present, q + c)));
-    }
-}
-
-/* Scales of rows [row, row + n), n <= 16, as floats. */
-static inline __m512 load_scales(const packed_matrix *w, uint32_t row, uint32_t n) {
-    __m256i bf16 = _mm256_maskz_loadu_epi16(first_lanes(n), w->scales + (size_t)2 * row);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
-}
-
-/* Exact sums of n rows for one token to floats. */
-static inline void store_rows(const packed_matrix *w, uint32_t row, uint32_t n, const activation *x,
-                              __m512i sums, float *y) {
-    const uint32_t centre = w->half_bits == 16 ? 128 : CODE_CENTRE;
-    sums = _mm512_sub_epi32(sums, _mm512_set1_epi32((int32_t)(centre * (uint32_t)x->sum)));
-    v_store_n(y + row, n,
-              v_mul(v_mul(_mm512_cvtepi32_ps(sums), load_scales(w, row, n)), v_set1(x->scale)));
-}
-
 /* At most PASS_TOKENS tokens: their activations are arranged in scratch, 16 tokens after 16. */
 static void matmul_tokens(const packed_matrix *w, const decoder *d, uint32_t row_begin,
                           uint32_t row_end, const activation *x, uint32_t n_tokens, float *y,
@@ -459,7 +353,7 @@ static void matmul_packed_avx512(const packed_matrix *w, uint32_t row_begin, uin
                                  const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                                  uint8_t *scratch) {
     assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % PACKED_STRIP == 0);
-    const decoder *d = decoder_get(w->half_bits);
+    const decoder *d = decoder_get_avx512(w->half_bits);
     for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
         matmul_tokens(w, d, row_begin, row_end, x + t,
                       n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS, y + t * y_stride,
@@ -467,22 +361,18 @@ static void matmul_packed_avx512(const packed_matrix *w, uint32_t row_begin, uin
     }
 }
 
-const kernels kernels_avx512 = {
-    .name = "avx512",
-    .macs_per_microsecond = 60000,
-    .matmul_packed = matmul_packed_avx512,
-    .unpack_row = unpack_row_avx512,
-    .quantize_activation = quantize_activation_avx512,
-    .matmul_f32 = matmul_f32_avx512,
-    .row_to_f32 = row_to_f32_avx512,
-    .rmsnorm = rmsnorm_avx512,
-    .rope = rope_avx512,
-    .swiglu = swiglu_avx512,
-    .add = add_avx512,
-    .attention = attention_avx512,
-    .rotate = rotate_avx512,
-    .rotate_inverse = rotate_inverse_avx512,
-};
+#define TABLE(isa)                                                                                 \
+    {                                                                                              \
+        .name = #isa, .macs_per_microsecond = 60000, .matmul_packed = matmul_packed_##isa,         \
+        .unpack_row = unpack_row_avx512, .quantize_activation = quantize_activation_avx512,        \
+        .matmul_f32 = matmul_f32_avx512, .row_to_f32 = row_to_f32_avx512,                          \
+        .rmsnorm = rmsnorm_avx512, .rope = rope_avx512, .swiglu = swiglu_avx512,                   \
+        .add = add_avx512, .attention = attention_avx512, .rotate = rotate_avx512,                 \
+        .rotate_inverse = rotate_inverse_avx512,                                                   \
+    }
+
+const kernels kernels_avx512 = TABLE(avx512);
+const kernels kernels_amx = TABLE(amx);
 
 #else
 

@@ -12,6 +12,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -42,6 +46,29 @@ static bool cpu_avx512(void) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("gfni");
+}
+
+/* Linux gives tiles to processes that ask: all their threads have them from then on
+ * (Documentation/arch/x86/xstate.rst). Other systems are not asked. */
+static bool tiles_permitted(void) {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+static bool cpu_amx(void) {
+    enum { AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, TILE_STATE = 3 << 17 };
+    unsigned eax, ebx, ecx, edx, enabled, high;
+    if (!cpu_avx512() || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 ||
+        (edx & AMX_TILE) == 0 || (edx & AMX_INT8) == 0) {
+        return false;
+    }
+    /* A CPU with AVX-512 in use has XGETBV: register 0 is what the system saves. */
+    __asm__("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
+    return (enabled & TILE_STATE) == TILE_STATE && tiles_permitted();
 }
 #elif defined(__aarch64__)
 #if defined(__linux__)
@@ -80,9 +107,8 @@ static const struct {
 } tables[] = {
     {&kernels_ref, cpu_any},
 #if defined(__x86_64__)
-    {&kernels_avx2, cpu_avx2},
-    {&kernels_avxvnni, cpu_avxvnni},
-    {&kernels_avx512, cpu_avx512},
+    {&kernels_avx2, cpu_avx2},     {&kernels_avxvnni, cpu_avxvnni},
+    {&kernels_avx512, cpu_avx512}, {&kernels_amx, cpu_amx},
 #elif defined(__aarch64__)
     {&kernels_neon, cpu_any},
     {&kernels_neon_dotprod, cpu_dotprod},
