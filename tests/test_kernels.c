@@ -955,6 +955,26 @@ TEST(ref_golden_digest) {
 
 /* ---- Choice of a table ------------------------------------------------- */
 
+/* One product of the last token is a little off. */
+static void matmul_wrong(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
+                         const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
+                         uint8_t *scratch) {
+    kernels_ref.matmul_packed(w, row_begin, row_end, x, n_tokens, y, y_stride, scratch);
+    float *last = &y[(n_tokens - 1) * y_stride + row_end - 1];
+    *last = nextafterf(*last, INFINITY);
+}
+
+TEST(kernels_agreement) {
+    bool supported;
+    const kernels *k;
+    for (size_t i = 0; (k = kernels_get(i, &supported)) != NULL; i++) {
+        CHECK(!supported || kernels_agree(k, &kernels_ref));
+    }
+    kernels wrong = kernels_ref;
+    wrong.matmul_packed = matmul_wrong;
+    CHECK(!kernels_agree(&wrong, &kernels_ref));
+}
+
 TEST(kernels_select) {
     const kernels *k = NULL;
     hepta_error err;

@@ -159,6 +159,9 @@ void kv_store(const kernels *k, const kv_cache *cache, uint32_t head_dim, size_t
 /* Table i of this build, from plain to best, and whether this CPU runs it; NULL past the last. */
 const kernels *kernels_get(size_t i, bool *supported);
 
+/* Both tables, which this CPU must support, give the same bits of a few small products. */
+bool kernels_agree(const kernels *a, const kernels *b);
+
 /* The best table this CPU supports; HEPTA_KERNELS=name forces one. Fails, saying why, when the
  * name is unknown or the CPU lacks it. */
 hepta_status kernels_select(const kernels **out, hepta_error *err);
