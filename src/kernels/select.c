@@ -171,14 +171,16 @@ hepta_status kernels_select(const kernels **out, hepta_error *err) {
     char names[256] = "";
     for (size_t i = N_TABLES; i-- > 0;) {
         bool named = wanted != NULL && strcmp(wanted, tables[i].table->name) == 0;
-        bool supported = tables[i].supported();
-        if (named && !supported) {
-            return error_set(err, HEPTA_ERROR_UNSUPPORTED,
-                             "HEPTA_KERNELS=%s: this CPU lacks the instructions", wanted);
-        }
-        if (supported && (named || wanted == NULL || wanted[0] == '\0')) {
-            *out = tables[i].table;
-            return HEPTA_OK;
+        /* A table that is not asked for is not probed: that may run its instructions. */
+        if (named || wanted == NULL || wanted[0] == '\0') {
+            if (tables[i].supported()) {
+                *out = tables[i].table;
+                return HEPTA_OK;
+            }
+            if (named) {
+                return error_set(err, HEPTA_ERROR_UNSUPPORTED,
+                                 "HEPTA_KERNELS=%s: this CPU lacks the instructions", wanted);
+            }
         }
         strcat(strcat(names, " "), tables[i].table->name);
     }
