@@ -26,7 +26,6 @@
 #include "kernels/math.h"
 
 #include <immintrin.h>
-#include <pthread.h>
 
 /* ---- The vocabulary of float_kernels.h --------------------------------- */
 
@@ -327,9 +326,6 @@ static ALWAYS_INLINE __m256i window_hash(const decoder *d, int h, int k, const _
 }
 #endif
 
-static decoder decoders[CODE_MAX_RATE + 1]; /* [0]: of int8, which needs no decoding */
-static pthread_once_t decoders_filled = PTHREAD_ONCE_INIT;
-
 static void decoder_fill(const struct code_table *code, decoder *d) {
     for (int k = 0; k < CODE_BLOCK; k++) {
         fill_hash(code, k, d);
@@ -338,17 +334,7 @@ static void decoder_fill(const struct code_table *code, decoder *d) {
     d->low = both_lanes(code->low);
 }
 
-static void decoders_fill(void) {
-    for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
-        decoder_fill(code_table_get(rate), &decoders[rate]);
-    }
-}
-
-/* Filling takes microseconds: as long as some hundred thousand weights. */
-static const decoder *decoder_get(uint32_t half_bits) {
-    pthread_once(&decoders_filled, decoders_fill);
-    return &decoders[half_bits == 16 ? 0 : half_bits];
-}
+#include "kernels/decoders.h"
 
 static ALWAYS_INLINE __m256i hash_value(const decoder *d, __m256i hash) {
     const __m256i nibble = _mm256_set1_epi8(15);

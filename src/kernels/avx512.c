@@ -21,8 +21,6 @@
 #include "kernels/avx512_packed.h"
 #include "kernels/math.h"
 
-#include <pthread.h>
-
 /* ---- The vocabulary of float_kernels.h --------------------------------- */
 
 typedef __m512 f32x16;
@@ -187,9 +185,6 @@ static uint64_t affine_matrix(const uint8_t hash[8]) {
     return matrix;
 }
 
-static decoder decoders[CODE_MAX_RATE + 1]; /* [0]: of int8, which needs no decoding */
-static pthread_once_t decoders_filled = PTHREAD_ONCE_INIT;
-
 static void decoder_fill(const struct code_table *code, decoder *d) {
     for (int k = 0; k < CODE_BLOCK; k++) {
         for (int byte = 0; byte < 3; byte++) {
@@ -211,16 +206,10 @@ static void decoder_fill(const struct code_table *code, decoder *d) {
     d->low = _mm512_loadu_si512(low);
 }
 
-static void decoders_fill(void) {
-    for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
-        decoder_fill(code_table_get(rate), &decoders[rate]);
-    }
-}
+#include "kernels/decoders.h"
 
-/* Filling takes microseconds: as long as some hundred thousand weights. */
 const decoder *decoder_get_avx512(uint32_t half_bits) {
-    pthread_once(&decoders_filled, decoders_fill);
-    return &decoders[half_bits == 16 ? 0 : half_bits];
+    return decoder_get(half_bits);
 }
 
 /* sum + products of unsigned v with signed x, four blocks of a row in each lane; x: 4 bytes that

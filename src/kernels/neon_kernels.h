@@ -283,8 +283,8 @@ INLINE int shift_right(uint32_t half_bits) {
     return half_bits == 7 ? 2 : 3;
 }
 
-static void decoder_fill(uint32_t half_bits, decoder *d) {
-    const struct code_table *code = code_table_get((int)half_bits);
+static void decoder_fill(const struct code_table *code, decoder *d) {
+    const uint32_t half_bits = (uint32_t)code->half_bits;
     uint8_t low[16], high[16];
     for (uint32_t i = 0; i < 16; i++) {
         low[i] = code_hash(code, i << 8);
@@ -296,6 +296,8 @@ static void decoder_fill(uint32_t half_bits, decoder *d) {
     }
     *d = (decoder){vld1q_u8(low), vld1q_u8(high), vld1q_u8(code->high), vld1q_u8(code->low)};
 }
+
+#include "kernels/decoders.h"
 
 INLINE uint8x16_t xor3(uint8x16_t a, uint8x16_t b, uint8x16_t c) {
 #if LEVEL == I8MM
@@ -538,11 +540,7 @@ static void strip_start(const packed_matrix *w, uint32_t row, strip *s) {
 static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
                    const activation *x, float *y, int8_t *scratch) {
     const uint32_t h = w->half_bits;
-    decoder d;
-    memset(&d, 0, sizeof d);
-    if (h != 16) {
-        decoder_fill(h, &d);
-    }
+    const decoder *d = decoder_get(h);
     for (uint32_t c = 0; c < w->n_cols; c += GROUP_COLS) {
         arrange_group(x->q + c, (w->n_cols - c) / CODE_BLOCK, scratch + c);
     }
@@ -551,9 +549,9 @@ static void matvec(const packed_matrix *w, uint32_t row_begin, uint32_t row_end,
         int32x4_t sum[QUARTERS][PARTS];
         memset(sum, 0, sizeof sum);
         strip_start(w, r, &s);
-        rates[h].dot(&d, s.codes, no_planes, scratch, s.whole, sum);
+        rates[h].dot(d, s.codes, no_planes, scratch, s.whole, sum);
         if (s.rest > 0) {
-            rates[h].dot(&d, s.last, s.before_last, scratch + s.whole * GROUP_COLS, 1, sum);
+            rates[h].dot(d, s.last, s.before_last, scratch + s.whole * GROUP_COLS, 1, sum);
         }
         for (uint32_t i = 0; i < QUARTERS && r + ROWS * i < row_end; i++) {
             const uint32_t row = r + ROWS * i, n = row_end - row < ROWS ? row_end - row : ROWS;
@@ -720,20 +718,16 @@ static void KERNEL(matmul_packed)(const packed_matrix *w, uint32_t row_begin, ui
     }
     const size_t n_groups = (w->n_cols + GROUP_COLS - 1) / GROUP_COLS;
     int8_t *arranged = (int8_t *)scratch + n_groups * VALUE_BYTES;
-    decoder d;
-    memset(&d, 0, sizeof d);
-    if (w->half_bits != 16) {
-        decoder_fill(w->half_bits, &d);
-    }
+    const decoder *d = decoder_get(w->half_bits);
     for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
         const uint32_t n = n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS;
         arrange_tokens(x + t, n, w->n_cols, arranged);
         for (uint32_t r = row_begin; r < row_end; r += PACKED_STRIP) {
             strip s;
             strip_start(w, r, &s);
-            rates[w->half_bits].decode(&d, s.codes, no_planes, s.whole, scratch);
+            rates[w->half_bits].decode(d, s.codes, no_planes, s.whole, scratch);
             if (s.rest > 0) {
-                rates[w->half_bits].decode(&d, s.last, s.before_last, 1,
+                rates[w->half_bits].decode(d, s.last, s.before_last, 1,
                                            scratch + s.whole * VALUE_BYTES);
             }
             dot_strip(w, r, row_end - r < PACKED_STRIP ? row_end : r + PACKED_STRIP, scratch, x + t,
