@@ -626,17 +626,7 @@ const kernels kernels_avx2 = {
     .macs_per_microsecond = 20000,
 #endif
     .matmul_packed = KERNEL(matmul_packed),
-    .unpack_row = KERNEL(unpack_row),
-    .quantize_activation = KERNEL(quantize_activation),
-    .matmul_f32 = KERNEL(matmul_f32),
-    .row_to_f32 = KERNEL(row_to_f32),
-    .rmsnorm = KERNEL(rmsnorm),
-    .rope = KERNEL(rope),
-    .swiglu = KERNEL(swiglu),
-    .add = KERNEL(add),
-    .attention = KERNEL(attention),
-    .rotate = KERNEL(rotate),
-    .rotate_inverse = KERNEL(rotate_inverse),
+    FLOAT_KERNELS,
 };
 
 #else

@@ -353,11 +353,7 @@ static void matmul_packed_avx512(const packed_matrix *w, uint32_t row_begin, uin
 #define TABLE(isa)                                                                                 \
     {                                                                                              \
         .name = #isa, .macs_per_microsecond = 60000, .matmul_packed = matmul_packed_##isa,         \
-        .unpack_row = unpack_row_avx512, .quantize_activation = quantize_activation_avx512,        \
-        .matmul_f32 = matmul_f32_avx512, .row_to_f32 = row_to_f32_avx512,                          \
-        .rmsnorm = rmsnorm_avx512, .rope = rope_avx512, .swiglu = swiglu_avx512,                   \
-        .add = add_avx512, .attention = attention_avx512, .rotate = rotate_avx512,                 \
-        .rotate_inverse = rotate_inverse_avx512,                                                   \
+        FLOAT_KERNELS                                                                              \
     }
 
 const kernels kernels_avx512 = TABLE(avx512);

@@ -783,4 +783,12 @@ static void KERNEL(rotate_inverse)(const rotation *r, float *x, float *scratch) 
     }
 }
 
+/* What this text gives a table of kernels. */
+#define FLOAT_KERNELS                                                                              \
+    .unpack_row = KERNEL(unpack_row), .quantize_activation = KERNEL(quantize_activation),          \
+    .matmul_f32 = KERNEL(matmul_f32), .row_to_f32 = KERNEL(row_to_f32),                            \
+    .rmsnorm = KERNEL(rmsnorm), .rope = KERNEL(rope), .swiglu = KERNEL(swiglu),                    \
+    .add = KERNEL(add), .attention = KERNEL(attention), .rotate = KERNEL(rotate),                  \
+    .rotate_inverse = KERNEL(rotate_inverse)
+
 #endif

@@ -740,17 +740,7 @@ const kernels KERNEL(kernels) = {
     .name = KERNELS_NAME,
     .macs_per_microsecond = MACS_PER_MICROSECOND,
     .matmul_packed = KERNEL(matmul_packed),
-    .unpack_row = KERNEL(unpack_row),
-    .quantize_activation = KERNEL(quantize_activation),
-    .matmul_f32 = KERNEL(matmul_f32),
-    .row_to_f32 = KERNEL(row_to_f32),
-    .rmsnorm = KERNEL(rmsnorm),
-    .rope = KERNEL(rope),
-    .swiglu = KERNEL(swiglu),
-    .add = KERNEL(add),
-    .attention = KERNEL(attention),
-    .rotate = KERNEL(rotate),
-    .rotate_inverse = KERNEL(rotate_inverse),
+    FLOAT_KERNELS,
 };
 
 #endif
