@@ -344,14 +344,10 @@ int cli_eval_hellaswag(int argc, char **argv) {
         .min_arguments = 1,
         .max_arguments = 2,
     };
-    const char *arguments[2] = {NULL, NULL};
-    int code = options_parse(&spec, argc, argv, arguments);
+    int code = evaluator_parse(&spec, argc, argv, &o->data, &o->model);
     if (code >= 0) {
         return code;
     }
-    o->data = arguments[0];
-    o->model.model = model_or_default(arguments[1]);
-    interrupt_catch();
     h.details = o->details ? json_array() : NULL;
     code = run(&h);
     json_decref(h.details);

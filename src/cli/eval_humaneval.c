@@ -270,8 +270,7 @@ int cli_eval_humaneval(int argc, char **argv) {
         .min_arguments = 1,
         .max_arguments = 2,
     };
-    const char *arguments[2] = {NULL, NULL};
-    int code = options_parse(&spec, argc, argv, arguments);
+    int code = evaluator_parse(&spec, argc, argv, &o->data, &o->model);
     if (code >= 0) {
         return code;
     }
@@ -279,9 +278,6 @@ int cli_eval_humaneval(int argc, char **argv) {
         fprintf(stderr, "hepta: --samples 0: expected 1 or more\n");
         return EXIT_USAGE;
     }
-    o->data = arguments[0];
-    o->model.model = model_or_default(arguments[1]);
-    interrupt_catch();
     code = run(&h);
     file_writer_discard(h.out);
     evaluator_close(&h.e);

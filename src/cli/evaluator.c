@@ -3,7 +3,6 @@
  */
 #include "cli/evaluator.h"
 
-#include "cli/cli.h"
 #include "cli/score.h"
 
 #include "base/base.h"
@@ -12,6 +11,18 @@
 #include <string.h>
 
 enum { BATCH = 64 }; /* rows of logits held */
+
+int evaluator_parse(const command_spec *spec, int argc, char **argv, const char **data,
+                    evaluator_options *model) {
+    const char *arguments[2] = {NULL, NULL};
+    int code = options_parse(spec, argc, argv, arguments);
+    if (code < 0) {
+        *data = arguments[0];
+        model->model = model_or_default(arguments[1]);
+        interrupt_catch();
+    }
+    return code;
+}
 
 hepta_status evaluator_open(evaluator *e, const evaluator_options *o, hepta_error *err) {
     hepta_session_options session = {.n_ctx = o->ctx, .threads = o->threads};

@@ -9,7 +9,7 @@
 #ifndef CLI_EVALUATOR_H
 #define CLI_EVALUATOR_H
 
-#include "hepta.h"
+#include "cli/cli.h"
 
 #include <jansson.h>
 
@@ -32,6 +32,11 @@ typedef struct evaluator_options {
     uint32_t ctx;                  /* 0: the training context */
     int threads;
 } evaluator_options;
+
+/* Parses the arguments DATA [MODEL] and the options: the exit code, or below 0 to go on, catching
+ * interrupts from then on. */
+int evaluator_parse(const command_spec *spec, int argc, char **argv, const char **data,
+                    evaluator_options *model);
 
 /* `e` is to be closed in any case. */
 hepta_status evaluator_open(evaluator *e, const evaluator_options *o, hepta_error *err);
