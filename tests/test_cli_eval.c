@@ -74,6 +74,19 @@ TEST(cli_perplexity_kl_refuses) {
     CHECK_SAYS("a vocabulary of 4096 tokens");
 }
 
+/* The decoder in PyTorch and fine-tuning: integers, scales and weights bit by bit, gradients,
+ * files. */
+TEST(finetune_matches_engine) {
+    const char *python = python_and_build();
+    int code =
+        run("'%s' tests/compare_finetune.py " MODEL " --build '%s'", python, getenv("HEPTA_BUILD"));
+    if (code == 77 || code == 126 || code == 127) {
+        SKIP("%s is missing, or has no numpy or torch", python);
+    }
+    CHECK_EQ_INT(code, 0);
+    test_note("%.*s", (int)strcspn(output, "\n"), output);
+}
+
 /* ---- eval -------------------------------------------------------------- */
 
 /* Prompts, log-likelihoods and accuracies against Python. */
