@@ -121,6 +121,30 @@ TEST(cli_quantize_verify_inspect_run) {
     CHECK_SAYS("m.hepta");
 }
 
+/* Options that would be ignored are refused. */
+TEST(cli_quantize_schemes) {
+    static const char base[] = "hepta quantize models/hepta-stories-7m-f16.gguf -o";
+    static const char *const unused[] = {"--bits 3.5", "--plan x", "--plan-out x", "--effort good",
+                                         "--calibrate x"};
+    const char *folder = test_tmp_dir();
+    for (size_t i = 0; i < sizeof unused / sizeof unused[0]; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "%.*s does not go", (int)strcspn(unused[i], " "), unused[i]);
+        CHECK_RUN(2, "%s %s/p.gguf --scheme int4 %s", base, folder, unused[i]);
+        CHECK_SAYS(name);
+    }
+    CHECK_RUN(2, "%s %s/p.gguf --scheme int5", base, folder);
+    CHECK_RUN(2, "%s %s/p.gguf --awq", base, folder);
+    CHECK_SAYS("--awq goes with --scheme");
+    CHECK_RUN(2, "%s %s/p.gguf --group 32", base, folder);
+    CHECK_RUN(1, "%s %s/p.gguf --scheme int4 --awq --calibrate /nonexistent -q", base, folder);
+    CHECK_SAYS("/nonexistent");
+    CHECK_RUN(0, "ls %s", folder);
+    CHECK_EQ_STR(output, "");
+    CHECK_RUN(0, "%s %s/p.gguf --scheme int8 -q && ls %s", base, folder, folder);
+    CHECK_SAYS("8.095 bits per weight");
+}
+
 TEST(cli_same_digest_for_threads_and_kernels) {
     need_stories();
     char digest[128] = "";

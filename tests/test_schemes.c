@@ -6,7 +6,8 @@
 
 #include "format/container.h"
 #include "kernels/kernels.h"
-#include "quantize/schemes.h"
+#include "quantize/awq.h"
+#include "quantize/calibrate.h"
 
 #include <float.h>
 #include <math.h>
@@ -168,51 +169,206 @@ TEST(schemes_bits) {
     CHECK_EQ_INT(scheme_row_bits(&(scheme){SCHEME_PAIR, 128}, 4096), 32 * (64 * 7 + 20 + 19));
 }
 
-/* A file of the bundled model: every row as scheme_quantize_row leaves it, the rest as it was. */
-TEST(schemes_file) {
-    static const char model[] = "models/hepta-stories-7m-f16.gguf";
-    if (!file_exists(model)) {
-        SKIP("%s is absent", model);
+#define MODEL "models/hepta-stories-7m-f16.gguf"
+
+/* Every row as awq_quantize_row leaves it, the rest as it was; returns the bits it would take. */
+static double check_tensors(const container *in, const container *out, const scheme *s,
+                            const awq *a) {
+    double bits = 0;
+    CHECK_EQ_INT(in->n_tensors, out->n_tensors);
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        const tensor *t = &in->tensors[i], *u = &out->tensors[i];
+        CHECK(u->type == TENSOR_F32 && strcmp(t->name, u->name) == 0);
+        CHECK_MEM_EQ(t->ne, u->ne, sizeof t->ne);
+        const uint32_t n = (uint32_t)t->ne[0];
+        const float *scales = a != NULL ? awq_scales(a, t->name) : NULL;
+        CHECK((scales != NULL) ==
+              (a != NULL && strncmp(t->name, "blk.", 4) == 0 && t->n_dims == 2));
+        float *x = malloc(n * sizeof *x);
+        CHECK(x != NULL);
+        for (uint64_t r = 0; r < t->ne[1]; r++) {
+            kernels_tensor_row(&kernels_ref, t, r, x);
+            CHECK(t->n_dims != 2 || (a != NULL ? awq_quantize_row(s, scales, x, n)
+                                               : scheme_quantize_row(s, x, n, NULL)));
+            CHECK_MEM_EQ(x, u->data + r * n * sizeof *x, n * sizeof *x);
+        }
+        free(x);
+        bits += t->n_dims == 2 ? (double)t->ne[1] * (double)scheme_row_bits(s, n) : 32.0 * n;
     }
+    return bits;
+}
+
+static void check_file(const char *model, const scheme_options *o, const awq *a, const char *name) {
     const char *path = bytes_path(test_tmp_dir(), "m.gguf");
     hepta_error err;
-    for (int threads = 1; threads <= 2; threads++) {
-        scheme_options o = {.scheme = {SCHEME_PAIR, 64}, .threads = threads};
-        double bits = 0, expected_bits = 0, weights = 0;
-        container *in, *out;
-        CHECK_OK(scheme_quantize_file(model, path, &o, &bits, &err));
-        CHECK_OK(container_open(model, NULL, &in, &err));
-        CHECK_OK(container_open(path, NULL, &out, &err));
-        CHECK_EQ_INT(in->n_tensors, out->n_tensors);
-        for (size_t i = 0; i < in->n_tensors; i++) {
-            const tensor *t = &in->tensors[i], *u = &out->tensors[i];
-            CHECK(u->type == TENSOR_F32 && strcmp(t->name, u->name) == 0);
-            CHECK_MEM_EQ(t->ne, u->ne, sizeof t->ne);
-            float *x = malloc(t->ne[0] * sizeof *x);
-            CHECK(x != NULL);
-            for (uint64_t r = 0; r < t->ne[1]; r++) {
-                kernels_tensor_row(&kernels_ref, t, r, x);
-                if (t->n_dims == 2) {
-                    CHECK(scheme_quantize_row(&o.scheme, x, (uint32_t)t->ne[0], NULL));
-                }
-                CHECK_MEM_EQ(x, u->data + r * t->ne[0] * sizeof *x, t->ne[0] * sizeof *x);
-            }
-            free(x);
-            expected_bits +=
-                t->n_dims == 2
-                    ? (double)t->ne[1] * (double)scheme_row_bits(&o.scheme, (uint32_t)t->ne[0])
-                    : 32.0 * (double)t->ne[0];
-            weights += (double)tensor_n_weights(t);
-        }
-        float noted = 0;
-        CHECK(bits == expected_bits / weights);
-        CHECK_OK(container_get_f32(out, "fake_quantization.bits_per_weight", &noted, &err));
-        CHECK(noted == (float)bits);
-        CHECK_EQ_STR(container_get_string(out, "fake_quantization.scheme"), "pair, groups of 64");
-        container_close(in);
-        container_close(out);
-        hepta_model *m;
-        CHECK_OK(hepta_model_open(path, &m, &err));
-        hepta_model_close(m);
+    double bits = 0, weights = 0;
+    float noted = 0;
+    container *in, *out;
+    hepta_model *m;
+    CHECK_OK(scheme_quantize_file(model, path, o, &bits, &err));
+    CHECK_OK(container_open(model, NULL, &in, &err));
+    CHECK_OK(container_open(path, NULL, &out, &err));
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        weights += (double)tensor_n_weights(&in->tensors[i]);
     }
+    CHECK(bits == check_tensors(in, out, &o->scheme, a) / weights);
+    CHECK_OK(container_get_f32(out, "fake_quantization.bits_per_weight", &noted, &err));
+    CHECK(noted == (float)bits);
+    CHECK_EQ_STR(container_get_string(out, "fake_quantization.scheme"), name);
+    container_close(in);
+    container_close(out);
+    CHECK_OK(hepta_model_open(path, &m, &err));
+    hepta_model_close(m);
+}
+
+TEST(schemes_file) {
+    if (!file_exists(MODEL)) {
+        SKIP(MODEL " is absent");
+    }
+    for (int threads = 1; threads <= 2; threads++) {
+        const scheme_options o = {.scheme = {SCHEME_PAIR, 64}, .threads = threads};
+        check_file(MODEL, &o, NULL, "pair, groups of 64");
+    }
+}
+
+/* ---- AWQ --------------------------------------------------------------- */
+
+/* The first layer of the bundled model as a model of its own. */
+static void write_layer(const char *path) {
+    hepta_error err;
+    container *in;
+    hepta_writer *w;
+    tensor tensors[16];
+    size_t n = 0;
+    CHECK_OK(container_open(MODEL, NULL, &in, &err));
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        const char *name = in->tensors[i].name;
+        if (strncmp(name, "blk.", 4) != 0 || strncmp(name, "blk.0.", 6) == 0) {
+            CHECK(n < 16);
+            tensors[n++] = in->tensors[i];
+        }
+    }
+    CHECK_OK(container_set_u32(in, "llama.block_count", 1, &err));
+    CHECK_OK(gguf_writer_open(path, in->kvs, in->n_kvs, tensors, n, &w, &err));
+    for (size_t i = 0; i < n; i++) {
+        CHECK_OK(hepta_writer_write(w, tensors[i].data, (size_t)tensors[i].n_bytes, &err));
+    }
+    CHECK_OK(hepta_writer_commit(w, &err));
+    container_close(in);
+}
+
+/* An input of the layer, and what scales cost there, computed from the definition. */
+typedef struct observed {
+    llama_input input;
+    const scheme *scheme;
+    const float *scales; /* found by the search */
+    const hepta_model *model;
+    double found, least; /* costs: of these scales, of the best of the grid */
+} observed;
+
+/* |X (W' - W)^T|^2, W' quantized with the scales s */
+static double output_error(const observed *o, const matrix *w, const float *x, uint32_t n_tokens,
+                           const float *s) {
+    double sum = 0;
+    float *row = malloc(2 * w->n_cols * sizeof *row), *e = row + w->n_cols;
+    CHECK(row != NULL);
+    for (uint32_t r = 0; r < w->n_rows; r++) {
+        kernels_tensor_row(&kernels_ref, w->source, r, row);
+        memcpy(e, row, w->n_cols * sizeof *e);
+        CHECK(awq_quantize_row(o->scheme, s, e, w->n_cols));
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            double y = 0;
+            for (uint32_t c = 0; c < w->n_cols; c++) {
+                y += (double)x[(size_t)t * w->n_cols + c] * ((double)e[c] - (double)row[c]);
+            }
+            sum += y * y;
+        }
+    }
+    free(row);
+    return sum;
+}
+
+static void on_input(void *context, uint32_t layer, llama_input input, const float *x, uint32_t n) {
+    observed *o = context;
+    if (layer != 0 || input != o->input) {
+        return;
+    }
+    const llama_layer *l = &o->model->layers[layer];
+    const matrix *w[3] = {&l->wq, &l->wk, &l->wv};
+    const size_t n_w = input == LLAMA_ATTN_IN ? 3 : 1;
+    w[0] = input == LLAMA_ATTN_IN ? w[0] : &l->wo;
+    const uint32_t width = w[0]->n_cols, head_dim = o->model->info.head_dim;
+    float *s = malloc(width * sizeof *s);
+    CHECK(s != NULL);
+    o->least = (double)INFINITY;
+    for (int step = -1; step < 20; step++) {
+        float low = INFINITY, high = 0;
+        for (uint32_t c = 0; c < width; c++) {
+            double mean = 0;
+            for (uint32_t t = 0; t < n; t++) {
+                const float *row = x + (size_t)t * width;
+                /* two query heads share a value head */
+                const uint32_t other = input == LLAMA_ATTN_OUT ? c ^ head_dim : c;
+                mean += (fabs((double)row[c]) + fabs((double)row[other])) / 2 / n;
+            }
+            s[c] = (float)pow(mean, step / 20.0);
+            low = s[c] < low ? s[c] : low;
+            high = s[c] > high ? s[c] : high;
+        }
+        for (uint32_t c = 0; c < width; c++) {
+            s[c] = step < 0 ? o->scales[c] : s[c] / (sqrtf(low) * sqrtf(high));
+        }
+        double cost = 0;
+        for (size_t i = 0; i < n_w; i++) {
+            cost += output_error(o, w[i], x, n, s);
+        }
+        o->found = step < 0 ? cost : o->found;
+        o->least = step >= 0 && cost < o->least ? cost : o->least;
+    }
+    free(s);
+}
+
+/* The scales are the best of the grid; those of values are shared; threads change nothing. */
+TEST(schemes_awq) {
+    if (!file_exists(MODEL)) {
+        SKIP(MODEL " is absent");
+    }
+    static const char text[] =
+        "Once upon a time there lived a king in a castle by the sea, and he had three sons.";
+    char path[1024], model[1024];
+    snprintf(path, sizeof path, "%s/text", test_tmp_dir());
+    snprintf(model, sizeof model, "%s/layer.gguf", test_tmp_dir());
+    bytes_write_file(path, text, sizeof text - 1);
+    write_layer(model);
+    scheme_options o = {
+        .scheme = {SCHEME_INT4, 32}, .threads = 1, .awq = true, .calibration_path = path};
+    hepta_error err;
+    awq *a;
+    CHECK_OK(awq_search(model, &o, &a, &err));
+    o.threads = 2;
+    check_file(model, &o, a, "int4, groups of 32, AWQ");
+
+    const float *s = awq_scales(a, "blk.0.attn_output.weight");
+    for (uint32_t c = 0; c < 256; c++) {
+        CHECK(s[c] == s[c ^ 64]);
+    }
+    CHECK(awq_scales(a, "blk.0.attn_q.weight") == awq_scales(a, "blk.0.attn_v.weight"));
+    CHECK(awq_scales(a, "token_embd.weight") == NULL);
+    const calibration_options options = {
+        .model = model, .text_path = path, .n_tokens = 16384, .threads = 1};
+    calibration *c;
+    CHECK_OK(calibration_open(&options, &c, &err));
+    static const llama_input inputs[] = {LLAMA_ATTN_IN, LLAMA_ATTN_OUT};
+    for (size_t i = 0; i < 2; i++) {
+        uint32_t n_tokens;
+        hepta_session *session = calibration_session(c, &n_tokens);
+        observed seen = {.input = inputs[i], .scheme = &o.scheme, .model = session->model};
+        seen.scales = awq_scales(a, i == 0 ? "blk.0.attn_k.weight" : "blk.0.attn_output.weight");
+        llama_observe(session, n_tokens, NULL,
+                      &(llama_observer){.input = on_input, .context = &seen});
+        CHECK(seen.found > 0 && fabs(seen.found - seen.least) < 0.001 * seen.least);
+        test_note("input %zu: output error %g, the grid's least %g", i, seen.found, seen.least);
+    }
+    calibration_free(c);
+    awq_free(a);
 }

@@ -11,6 +11,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+enum { NOT_GIVEN = -1 }; /* of --bits, which is never negative */
+
 /* Says so where the input has been quantized before. */
 static hepta_status warn_of_losses(const char *in, hepta_error *err) {
     const container_options options = {.no_tokenizer = true};
@@ -32,12 +34,14 @@ static hepta_status warn_of_losses(const char *in, hepta_error *err) {
 
 /* --scheme: a baseline, written as F32. */
 static int quantize_plainly(const char *in, const char *out, const hepta_quantize_options *options,
-                            const scheme *plain, progress *p) {
+                            const scheme *plain, bool awq, progress *p) {
     hepta_error err;
     double bits;
     const scheme_options o = {.scheme = *plain,
                               .threads = options->threads,
                               .tokenizer_path = options->tokenizer_path,
+                              .awq = awq,
+                              .calibration_path = options->calibration_path,
                               .progress = progress_update,
                               .progress_context = p};
     hepta_status status = scheme_quantize_file(in, out, &o, &bits, &err);
@@ -61,12 +65,43 @@ static bool parse_effort(const char *name, hepta_effort *out) {
     return false;
 }
 
+/* The scheme, where one is named; false, having said why, if options do not go together. */
+static bool check_scheme(const char *name, scheme *plain, bool awq, const char *effort,
+                         const hepta_quantize_options *o) {
+    if (name == NULL) {
+        if (plain->group != 0 || awq) {
+            fprintf(stderr, "hepta: --%s goes with --scheme int4, int8 or pair\n",
+                    awq ? "awq" : "group");
+        }
+        return plain->group == 0 && !awq;
+    }
+    if (!scheme_parse(name, &plain->kind)) {
+        fprintf(stderr, "hepta: --scheme is int4, int8 or pair\n");
+        return false;
+    }
+    const char *unused = o->bits != NOT_GIVEN                  ? "bits"
+                         : o->plan_path != NULL                ? "plan"
+                         : o->plan_out_path != NULL            ? "plan-out"
+                         : effort != NULL                      ? "effort"
+                         : !awq && o->calibration_path != NULL ? "calibrate"
+                                                               : NULL;
+    if (unused != NULL) {
+        fprintf(stderr, "hepta: --%s does not go with --scheme%s: %s\n", unused,
+                awq || strcmp(unused, "calibrate") != 0 ? "" : " without --awq",
+                strcmp(unused, "calibrate") == 0
+                    ? "plain rounding looks at no text"
+                    : "NAME and --group alone decide what a weight takes");
+        return false;
+    }
+    return true;
+}
+
 int cli_quantize(int argc, char **argv) {
-    hepta_quantize_options options = {.bits = 3.5};
+    hepta_quantize_options options = {.bits = NOT_GIVEN};
     const char *out = NULL, *in = NULL, *scheme_name = NULL;
     scheme plain = {.group = 0};
-    const char *effort = "good";
-    bool quiet = false;
+    const char *effort = NULL;
+    bool quiet = false, awq = false;
     const option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &out, "FILE", "the .hepta file to write (needed)"},
         {"bits", 'b', OPTION_F64, &options.bits, "B",
@@ -76,6 +111,8 @@ int cli_quantize(int argc, char **argv) {
          "measured; OUT is a GGUF file then"},
         {"group", 0, OPTION_U32, &plain.group, "N",
          "columns that share a scale and a zero point, with --scheme (default: whole rows)"},
+        {"awq", 0, OPTION_FLAG, &awq, NULL,
+         "with --scheme: scale columns by the size of their inputs on calibration text first"},
         {"plan", 0, OPTION_STRING, &options.plan_path, "FILE",
          "take the bits of each tensor from FILE (NAME, tab, BITS a line)"},
         {"plan-out", 0, OPTION_STRING, &options.plan_out_path, "FILE",
@@ -114,13 +151,11 @@ int cli_quantize(int argc, char **argv) {
         fprintf(stderr, "hepta: name the file to write with -o OUT.hepta\n");
         return EXIT_USAGE;
     }
-    if (scheme_name != NULL ? !scheme_parse(scheme_name, &plain.kind) : plain.group != 0) {
-        fprintf(stderr, scheme_name != NULL
-                            ? "hepta: --scheme is int4, int8 or pair\n"
-                            : "hepta: --group goes with --scheme int4, int8 or pair\n");
+    if (!check_scheme(scheme_name, &plain, awq, effort, &options)) {
         return EXIT_USAGE;
     }
-    if (!parse_effort(effort, &options.effort)) {
+    options.bits = options.bits == NOT_GIVEN ? 3.5 : options.bits;
+    if (effort != NULL && !parse_effort(effort, &options.effort)) {
         fprintf(stderr, "hepta: --effort %s: expected fast, good or best\n", effort);
         return EXIT_USAGE;
     }
@@ -140,7 +175,7 @@ int cli_quantize(int argc, char **argv) {
     options.progress = progress_update;
     options.progress_context = &p;
     if (scheme_name != NULL) {
-        return quantize_plainly(in, out, &options, &plain, &p);
+        return quantize_plainly(in, out, &options, &plain, awq, &p);
     }
     double started = clock_seconds();
     hepta_status status = hepta_quantize(in, out, &options, &err);

@@ -14,6 +14,7 @@
 
 #include "format/container.h"
 #include "kernels/kernels.h"
+#include "quantize/awq.h"
 
 #include <math.h>
 #include <omp.h>
@@ -117,6 +118,7 @@ typedef struct writer {
     const kernels *kernels;
     container *in;
     hepta_writer *out;
+    awq *awq; /* NULL: none */
     int threads;
     uint32_t n_head, n_head_kv;
     bool permute; /* query and key rows from Hugging Face's order to GGUF's */
@@ -150,7 +152,8 @@ static int make_row(const writer *w, const tensor *t, uint64_t r, float *x) {
             return ROW_NOT_FINITE;
         }
     }
-    bool fine = t->n_dims < 2 || scheme_quantize_row(&w->options->scheme, x, n, NULL);
+    const float *s = w->awq != NULL ? awq_scales(w->awq, t->name) : NULL;
+    bool fine = t->n_dims < 2 || awq_quantize_row(&w->options->scheme, s, x, n);
     return fine ? ROW_FINE : ROW_TOO_WIDE;
 }
 
@@ -224,9 +227,10 @@ static hepta_status set_metadata(writer *w, double bits_per_weight, hepta_error 
     for (size_t i = 0; i < sizeof old / sizeof old[0]; i++) {
         container_remove(c, old[i]);
     }
-    int n = s->group == 0
-                ? snprintf(text, sizeof text, "%s, whole rows", names[s->kind])
-                : snprintf(text, sizeof text, "%s, groups of %u", names[s->kind], s->group);
+    const char *scaled = w->awq != NULL ? ", AWQ" : "";
+    int n = s->group == 0 ? snprintf(text, sizeof text, "%s, whole rows%s", names[s->kind], scaled)
+                          : snprintf(text, sizeof text, "%s, groups of %u%s", names[s->kind],
+                                     s->group, scaled);
     hepta_status status = container_set_u32(c, "general.file_type", 0, err); /* all F32 */
     if (status == HEPTA_OK) {
         status = container_set_string(c, "fake_quantization.scheme", text, (size_t)n, err);
@@ -259,8 +263,9 @@ static uint64_t describe_output(const container *in, const scheme *s, tensor *ou
 hepta_status scheme_quantize_file(const char *in_path, const char *out_path,
                                   const scheme_options *options, double *bits_per_weight,
                                   hepta_error *err) {
-    writer w = {.options = options, .err = err};
-    w.threads = options->threads > 0 ? options->threads : threads_default();
+    scheme_options resolved = *options;
+    resolved.threads = options->threads > 0 ? options->threads : threads_default();
+    writer w = {.options = &resolved, .threads = resolved.threads, .err = err};
     const container_options open_options = {.tokenizer_path = options->tokenizer_path};
     tensor *described = NULL;
     hepta_status status = container_open(in_path, &open_options, &w.in, err);
@@ -269,6 +274,9 @@ hepta_status scheme_quantize_file(const char *in_path, const char *out_path,
     }
     if (status == HEPTA_OK) {
         status = kernels_select(&w.kernels, err);
+    }
+    if (status == HEPTA_OK && options->awq) {
+        status = awq_search(in_path, &resolved, &w.awq, err);
     }
     if (status != HEPTA_OK) {
         goto done;
@@ -298,6 +306,7 @@ hepta_status scheme_quantize_file(const char *in_path, const char *out_path,
     }
 done:
     hepta_writer_discard(w.out);
+    awq_free(w.awq);
     memory_free(described);
     container_close(w.in);
     return status;

@@ -35,7 +35,9 @@ typedef struct scheme_options {
     scheme scheme;
     int threads; /* 0: physical cores */
     const char *tokenizer_path;
-    hepta_progress_fn progress; /* may be NULL */
+    bool awq;                     /* scale columns by their inputs first: quantize/awq.h */
+    const char *calibration_path; /* for awq: text, or NULL for the built-in one */
+    hepta_progress_fn progress;   /* may be NULL */
     void *progress_context;
 } scheme_options;
 
