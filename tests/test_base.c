@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -198,6 +199,40 @@ TEST(base_file_map_lock) {
     lock_with_limit(&map, 4096, false);
     file_map_close(&map);
     CHECK_OK(file_map_lock(&map, &err)); /* nothing to lock */
+}
+
+/* A link stays a link; the file it names is written, beside the old one first. */
+TEST(base_file_writer_follows_links) {
+    char inner[600], target[600], link[600], other[600], circle[600];
+    const char *folder = test_tmp_dir();
+    hepta_error err;
+    file_writer *w;
+    struct stat st;
+    snprintf(inner, sizeof inner, "%s/inner", folder);
+    snprintf(target, sizeof target, "%s/inner/file", folder);
+    snprintf(link, sizeof link, "%s/link", folder);
+    snprintf(other, sizeof other, "%s/other", folder);
+    snprintf(circle, sizeof circle, "%s/circle", folder);
+    CHECK(mkdir(inner, 0777) == 0);
+    CHECK(symlink("inner/file", link) == 0); /* relative, of a file that is not there yet */
+    CHECK(symlink(link, other) == 0);        /* absolute, of a link */
+    static const char *const contents[] = {"one", "two"};
+    const char *const paths[] = {link, other};
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(file_writer_open(paths[i], &w, &err));
+        CHECK_OK(file_writer_write(w, contents[i], strlen(contents[i]), &err));
+        CHECK_OK(file_writer_commit(w, &err));
+        file_map map;
+        CHECK_OK(file_map_open(target, &map, &err));
+        CHECK_EQ_INT(map.size, strlen(contents[i]));
+        CHECK_MEM_EQ(map.data, contents[i], map.size);
+        file_map_close(&map);
+        CHECK(lstat(link, &st) == 0 && S_ISLNK(st.st_mode));
+        CHECK(lstat(other, &st) == 0 && S_ISLNK(st.st_mode));
+    }
+    CHECK(symlink("circle", circle) == 0);
+    CHECK_EQ_INT(file_writer_open(circle, &w, &err), HEPTA_ERROR_IO);
+    CHECK(strstr(err.message, "cannot follow the link") != NULL);
 }
 
 TEST(base_file_writer_reports_a_full_disk) {

@@ -225,3 +225,30 @@ TEST(tiny_model_file) {
     hepta_model_close(model);
     free(m);
 }
+
+/* A name longer than hepta_model_info has room for is cut between code points. */
+TEST(model_name_is_cut_whole) {
+    char path[1024], name[160];
+    hepta_error err;
+    snprintf(path, sizeof path, "%s/tiny.hepta", test_tmp_dir());
+    for (size_t front = 0; front < 4; front++) {
+        tiny_model *m = calloc(1, sizeof *m);
+        CHECK(m != NULL);
+        tiny_default(m, TENSOR_F32, 0);
+        memset(name, 'x', front);
+        for (size_t i = 0; i < 36; i++) {
+            memcpy(name + front + 4 * i, "\xF0\x9F\xA6\x99", 5);
+        }
+        tiny_set_string(m, "general.name", name);
+        tiny_write(m, path);
+        hepta_model *model = NULL;
+        hepta_model_info info;
+        CHECK_OK(hepta_model_open(path, &model, &err));
+        hepta_model_get_info(model, &info);
+        const size_t n = strlen(info.name);
+        CHECK_EQ_INT(n, front + 4 * ((sizeof info.name - 1 - front) / 4));
+        CHECK_MEM_EQ(info.name, name, n);
+        hepta_model_close(model);
+        free(m);
+    }
+}

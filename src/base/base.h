@@ -18,6 +18,9 @@
 void error_fill(hepta_error *err, hepta_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* The last part of a path, at most 160 bytes: messages have room for more than the path. */
+const char *path_shown(const char *path);
+
 /* ---- Memory ------------------------------------------------------------ */
 
 /*
@@ -33,7 +36,6 @@ void memory_free(void *p);
 void memory_use_sparsely(void *p, size_t n);
 void memory_fail_after(uint64_t k);
 uint64_t memory_count(void);
-char *memory_copy_string(const char *s, size_t n) __attribute__((warn_unused_result));
 
 /* Arena: many small pieces, freed at once. */
 typedef struct arena {

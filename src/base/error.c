@@ -4,6 +4,7 @@
 #include "base/base.h"
 
 #include <stdio.h>
+#include <string.h>
 
 const char *hepta_version(void) {
 #define TEXT_(x) #x
@@ -46,4 +47,10 @@ void error_fill(hepta_error *err, hepta_status status, const char *format, ...) 
             }
         }
     }
+}
+
+const char *path_shown(const char *path) {
+    enum { SHOWN_BYTES = 160 };
+    const size_t n = strlen(path);
+    return n > SHOWN_BYTES ? path + (n - SHOWN_BYTES) : path;
 }

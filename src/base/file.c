@@ -92,7 +92,7 @@ static char unfinished[MAX_UNFINISHED][PATH_MAX]; /* "" : free */
 static int unfinished_used[MAX_UNFINISHED];
 
 struct file_writer {
-    char *path;
+    char path[PATH_MAX]; /* links followed */
     int fd;
     int slot;        /* in `unfinished`, which holds the temporary name */
     uint64_t offset; /* bytes written, those in the buffer included */
@@ -127,8 +127,32 @@ static void writer_free(file_writer *w) {
         __atomic_store_n(&unfinished_used[w->slot], 0, __ATOMIC_RELEASE);
     }
     memory_free(w->buffer);
-    memory_free(w->path);
     memory_free(w);
+}
+
+/*
+ * Replaces a path that ends in a symbolic link by what the link names, there or not: a rename
+ * would put the file in the link's place. path: PATH_MAX bytes. False, with errno: it cannot be.
+ */
+static bool follow_links(char *path) {
+    enum { MAX_LINKS = 40 }; /* Linux follows as many */
+    char target[PATH_MAX], joined[2 * PATH_MAX];
+    for (int i = 0; i < MAX_LINKS; i++) {
+        const ssize_t n = readlink(path, target, sizeof target - 1);
+        if (n < 0) {
+            return true; /* no link, or no file yet; whatever else is wrong, creating will tell */
+        }
+        target[n] = '\0';
+        const char *slash = strrchr(path, '/');
+        const int front = target[0] == '/' || slash == NULL ? 0 : (int)(slash - path) + 1;
+        if (snprintf(joined, sizeof joined, "%.*s%s", front, path, target) >= PATH_MAX) {
+            errno = ENAMETOOLONG;
+            return false;
+        }
+        memcpy(path, joined, strlen(joined) + 1);
+    }
+    errno = ELOOP;
+    return false;
 }
 
 hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *err) {
@@ -143,11 +167,19 @@ hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *
     }
     w->fd = -1;
     w->slot = slot_take();
-    w->path = memory_copy_string(path, strlen(path));
     w->buffer = memory_alloc(BUFFER_SIZE, 1);
     hepta_status status = HEPTA_OK;
-    if (w->path == NULL || w->buffer == NULL) {
+    if (w->buffer == NULL) {
         status = error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path);
+        goto done;
+    }
+    if (snprintf(w->path, PATH_MAX, "%s", path) >= PATH_MAX) {
+        status = error_set(err, HEPTA_ERROR_IO, "path of %zu bytes is too long", strlen(path));
+        goto done;
+    }
+    if (!follow_links(w->path)) {
+        status =
+            error_set(err, HEPTA_ERROR_IO, "%s: cannot follow the link: %s", path, strerror(errno));
         goto done;
     }
     if (w->slot < 0) {
@@ -155,7 +187,7 @@ hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *
         goto done;
     }
     char *temporary = unfinished[w->slot];
-    if (snprintf(temporary, PATH_MAX, "%s.tmp-XXXXXX", path) >= PATH_MAX) {
+    if (snprintf(temporary, PATH_MAX, "%s.tmp-XXXXXX", w->path) >= PATH_MAX) {
         status = error_set(err, HEPTA_ERROR_IO, "path of %zu bytes is too long", strlen(path));
         goto done;
     }

@@ -73,14 +73,6 @@ void memory_free(void *p) {
     }
 }
 
-char *memory_copy_string(const char *s, size_t n) {
-    char *copy = n < SIZE_MAX ? memory_alloc(n + 1, 1) : NULL;
-    if (copy != NULL && n > 0) {
-        memcpy(copy, s, n);
-    }
-    return copy;
-}
-
 /* Chunks of ARENA_CHUNK bytes or of one big piece; new pieces come from the newest small chunk. */
 struct arena_chunk {
     struct arena_chunk *next;

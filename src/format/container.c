@@ -96,7 +96,7 @@ static bool index_add(const container *c, name_index *index, name_of_fn name_of,
 static hepta_status names_collide(const container *c, hepta_error *err) {
     return error_set(err, HEPTA_ERROR_FORMAT,
                      "%s: hundreds of names have the same hash; no model has that by chance",
-                     format_shown_path(c->path));
+                     path_shown(c->path));
 }
 
 /* Arrays grow when their length is 0 or a power of two from 16 on. */
@@ -106,16 +106,11 @@ static void *grow(void *items, size_t n, size_t size) {
 }
 
 static hepta_status out_of_memory(const container *c, const char *what, hepta_error *err) {
-    return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s (%s)",
-                     format_shown_path(c->path), what);
+    return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s (%s)", path_shown(c->path),
+                     what);
 }
 
 /* ---- Small things that importers share --------------------------------- */
-
-const char *format_shown_path(const char *path) {
-    size_t n = strlen(path), shown = 160;
-    return n > shown ? path + (n - shown) : path;
-}
 
 char *format_join_path(container *c, const char *directory, const char *name) {
     size_t n = strlen(directory), m = strlen(name);
@@ -188,22 +183,22 @@ static bool is_signed(kv_type t) {
 static hepta_status key_missing(const container *c, const char *key, const char *wanted,
                                 hepta_error *err) {
     return error_set(err, HEPTA_ERROR_FORMAT, "%s: key %s is missing; expected %s",
-                     format_shown_path(c->path), key, wanted);
+                     path_shown(c->path), key, wanted);
 }
 
 static hepta_status wrong_type(const container *c, const kv *k, const char *wanted,
                                hepta_error *err) {
     return error_set(err, HEPTA_ERROR_FORMAT, "%s: key %.*s is of type %s; expected %s",
-                     format_shown_path(c->path), SHOWN(k->key.n), k->key.data,
-                     kv_type_name(k->type), wanted);
+                     path_shown(c->path), SHOWN(k->key.n), k->key.data, kv_type_name(k->type),
+                     wanted);
 }
 
 static hepta_status read_unsigned(const container *c, const kv *k, uint64_t max, uint64_t *out,
                                   hepta_error *err) {
     if (is_signed(k->type) && k->v.i < 0) {
         return error_set(err, HEPTA_ERROR_FORMAT,
-                         "%s: key %.*s is %" PRId64 "; expected 0 to %" PRIu64,
-                         format_shown_path(c->path), SHOWN(k->key.n), k->key.data, k->v.i, max);
+                         "%s: key %.*s is %" PRId64 "; expected 0 to %" PRIu64, path_shown(c->path),
+                         SHOWN(k->key.n), k->key.data, k->v.i, max);
     }
     if (!is_signed(k->type) && !is_unsigned(k->type)) {
         return wrong_type(c, k, "an integer", err);
@@ -211,8 +206,8 @@ static hepta_status read_unsigned(const container *c, const kv *k, uint64_t max,
     uint64_t v = is_signed(k->type) ? (uint64_t)k->v.i : k->v.u;
     if (v > max) {
         return error_set(err, HEPTA_ERROR_FORMAT,
-                         "%s: key %.*s is %" PRIu64 "; expected 0 to %" PRIu64,
-                         format_shown_path(c->path), SHOWN(k->key.n), k->key.data, v, max);
+                         "%s: key %.*s is %" PRIu64 "; expected 0 to %" PRIu64, path_shown(c->path),
+                         SHOWN(k->key.n), k->key.data, v, max);
     }
     *out = v;
     return HEPTA_OK;
@@ -355,12 +350,12 @@ kv_string kv_item_string(const kv *array, uint64_t i) {
 
 hepta_status container_add_kv(container *c, const kv *value, hepta_error *err) {
     if (container_find_n(c, value->key.data, value->key.n) != NULL) {
-        return error_set(err, HEPTA_ERROR_FORMAT, "%s: key %.*s occurs twice",
-                         format_shown_path(c->path), SHOWN(value->key.n), value->key.data);
+        return error_set(err, HEPTA_ERROR_FORMAT, "%s: key %.*s occurs twice", path_shown(c->path),
+                         SHOWN(value->key.n), value->key.data);
     }
     if (c->n_kvs >= FORMAT_MAX_KVS) {
         return error_set(err, HEPTA_ERROR_UNSUPPORTED, "%s: more than %d metadata keys",
-                         format_shown_path(c->path), (int)FORMAT_MAX_KVS);
+                         path_shown(c->path), (int)FORMAT_MAX_KVS);
     }
     kv *kvs = grow(c->kvs, c->n_kvs, sizeof *kvs);
     if (kvs == NULL) {
@@ -475,11 +470,11 @@ void container_remove(container *c, const char *key) {
 hepta_status container_add_tensor(container *c, const tensor *t, hepta_error *err) {
     if (container_tensor(c, t->name) != NULL) {
         return error_set(err, HEPTA_ERROR_FORMAT, "%s: tensor %.80s occurs twice",
-                         format_shown_path(c->path), t->name);
+                         path_shown(c->path), t->name);
     }
     if (c->n_tensors >= FORMAT_MAX_TENSORS) {
         return error_set(err, HEPTA_ERROR_UNSUPPORTED, "%s: more than %d tensors",
-                         format_shown_path(c->path), (int)FORMAT_MAX_TENSORS);
+                         path_shown(c->path), (int)FORMAT_MAX_TENSORS);
     }
     tensor *tensors = grow(c->tensors, c->n_tensors, sizeof *tensors);
     if (tensors == NULL) {
@@ -528,7 +523,7 @@ hepta_status container_check_overlap(const container *c, hepta_error *err) {
                 error_set(err, HEPTA_ERROR_FORMAT,
                           "%s: tensor %.80s at byte %" PRIu64 " overlaps tensor %.80s, which takes "
                           "bytes %" PRIu64 " to %" PRIu64,
-                          format_shown_path(t->file), t->name, t->offset, s->name, s->offset,
+                          path_shown(t->file), t->name, t->offset, s->name, s->offset,
                           s->offset + s->n_bytes);
         }
     }

@@ -428,7 +428,7 @@ static hepta_status read_file(const char *path, container *c, container *meta, e
     cursor cur = {.c = c,
                   .meta = meta,
                   .path = path,
-                  .shown = format_shown_path(path),
+                  .shown = path_shown(path),
                   .data = map.data,
                   .size = map.size,
                   .err = err};
@@ -508,7 +508,7 @@ static hepta_status read_split(const container *meta, split_info *s, hepta_error
 
 static hepta_status add_shard(container *c, const char *path, const split_info *expected,
                               hepta_error *err) {
-    const char *shown = format_shown_path(path);
+    const char *shown = path_shown(path);
     if (!file_exists(path)) {
         return error_set(err, HEPTA_ERROR_IO,
                          "%s: file %" PRIu32 " of the %" PRIu32
@@ -537,7 +537,7 @@ static hepta_status add_shard(container *c, const char *path, const split_info *
 /* The first file, at `path`, is read; adds the tensors of the others. */
 static hepta_status add_other_shards(container *c, const char *path, const split_info *first,
                                      hepta_error *err) {
-    const char *shown = format_shown_path(path);
+    const char *shown = path_shown(path);
     uint32_t number = 0, count = 0;
     if (!parse_shard_path(path, &number, &count) || number != first->number + 1 ||
         count != first->count || number != 1) {
@@ -578,8 +578,7 @@ hepta_status gguf_open(const char *path, const container_options *options, conta
         path = arena_copy_string(&c->memory, path, strlen(path));
     }
     if (path == NULL) {
-        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s",
-                         format_shown_path(c->path));
+        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path_shown(c->path));
     }
     extent header = {0, 0};
     hepta_status status = read_file(path, c, c, &header, err);

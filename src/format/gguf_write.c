@@ -160,7 +160,7 @@ static hepta_status tensor_size(const char *path, const tensor *t, uint64_t *out
         return error_set(err, HEPTA_ERROR_ARGUMENT,
                          "%s: tensor \"%.80s\" of type %s, %u half bits, %u dimensions %" PRIu64
                          " x %" PRIu64 " cannot be written",
-                         format_shown_path(path), t->name, tensor_type_name(t->type),
+                         path_shown(path), t->name, tensor_type_name(t->type),
                          (unsigned)t->half_bits, (unsigned)t->n_dims, t->ne[0], t->ne[1]);
     }
     return HEPTA_OK;
@@ -257,7 +257,7 @@ void hepta_writer_discard(hepta_writer *w) {
 }
 
 static hepta_status no_memory(const char *path, hepta_error *err) {
-    return error_set(err, HEPTA_ERROR_MEMORY, "out of memory writing %s", format_shown_path(path));
+    return error_set(err, HEPTA_ERROR_MEMORY, "out of memory writing %s", path_shown(path));
 }
 
 /* Fills in what hepta_writer_write and _commit need to know of the tensors. */
@@ -278,7 +278,7 @@ static hepta_status list_tensors(hepta_writer *w, const char *path, const tensor
         }
         if (add_overflows(total, w->n_bytes[i], &total) || total > INT64_MAX / 2) {
             return error_set(err, HEPTA_ERROR_ARGUMENT, "%s: the tensors are too large for a file",
-                             format_shown_path(path));
+                             path_shown(path));
         }
         w->names[i] = arena_copy_string(&w->memory, tensors[i].name, strlen(tensors[i].name));
         if (w->names[i] == NULL) {
@@ -384,7 +384,7 @@ hepta_status hepta_writer_write(hepta_writer *w, const void *data, size_t n, hep
         return error_set(err, HEPTA_ERROR_ARGUMENT,
                          "%s: %zu bytes more than tensor %.80s has room for (%" PRIu64
                          " bytes, %" PRIu64 " written)",
-                         format_shown_path(w->path), n,
+                         path_shown(w->path), n,
                          w->at < w->n_tensors ? w->names[w->at] : "(none left)",
                          w->at < w->n_tensors ? w->n_bytes[w->at] : 0, w->written);
     }
@@ -402,10 +402,9 @@ hepta_status hepta_writer_write(hepta_writer *w, const void *data, size_t n, hep
 hepta_status hepta_writer_commit(hepta_writer *w, hepta_error *err) {
     hepta_status status = HEPTA_OK;
     if (w->at < w->n_tensors) {
-        status =
-            error_set(err, HEPTA_ERROR_ARGUMENT,
-                      "%s: tensor %.80s is incomplete: %" PRIu64 " of %" PRIu64 " bytes",
-                      format_shown_path(w->path), w->names[w->at], w->written, w->n_bytes[w->at]);
+        status = error_set(err, HEPTA_ERROR_ARGUMENT,
+                           "%s: tensor %.80s is incomplete: %" PRIu64 " of %" PRIu64 " bytes",
+                           path_shown(w->path), w->names[w->at], w->written, w->n_bytes[w->at]);
     }
     if (status == HEPTA_OK && !w->plain) {
         sha256 s;

@@ -45,20 +45,20 @@ static hepta_status check_version(container *c, hepta_error *err) {
     if (k == NULL || k->type != KV_U32) {
         return error_set(err, HEPTA_ERROR_FORMAT,
                          "%s: has keys of a .hepta file, but no u32 hepta.version: it is damaged",
-                         format_shown_path(c->path));
+                         path_shown(c->path));
     }
     if (k->v.u != HEPTA_FILE_VERSION) {
         return error_set(err, HEPTA_ERROR_UNSUPPORTED,
                          "%s: hepta.version is %" PRIu64 "; this program reads version %d: it is "
                          "older than the file, or the file is damaged",
-                         format_shown_path(c->path), k->v.u, (int)HEPTA_FILE_VERSION);
+                         path_shown(c->path), k->v.u, (int)HEPTA_FILE_VERSION);
     }
     c->hepta_version = HEPTA_FILE_VERSION;
     return HEPTA_OK;
 }
 
 static hepta_status check_header_hash(const container *c, uint64_t header_size, hepta_error *err) {
-    const char *path = format_shown_path(c->path);
+    const char *path = path_shown(c->path);
     const kv *k = container_find(c, "hepta.file.sha256");
     uint8_t stored[32], found[32];
     if (k == NULL || k->type != KV_STRING || !format_parse_sha256(k->v.s, stored)) {
@@ -108,7 +108,7 @@ static hepta_status find_table(const container *c, const char *key, kv_type type
     if (k == NULL || k->type != KV_ARRAY || k->item_type != type || k->n_items != c->n_tensors) {
         return error_set(err, HEPTA_ERROR_FORMAT,
                          "%s: %s is not an array of %zu items of type %s, one per tensor",
-                         format_shown_path(c->path), key, c->n_tensors, kv_type_name(type));
+                         path_shown(c->path), key, c->n_tensors, kv_type_name(type));
     }
     *out = k;
     return HEPTA_OK;
@@ -141,8 +141,7 @@ hepta_status hepta_check_required(const container *c, hepta_error *err) {
         const kv *k = container_find(c, required[i].key);
         if (k == NULL || k->type != required[i].type) {
             return error_set(err, HEPTA_ERROR_FORMAT, "%s: key %s of type %s is missing",
-                             format_shown_path(c->path), required[i].key,
-                             kv_type_name(required[i].type));
+                             path_shown(c->path), required[i].key, kv_type_name(required[i].type));
         }
     }
     return HEPTA_OK;
@@ -152,7 +151,7 @@ hepta_status hepta_check_required(const container *c, hepta_error *err) {
 static hepta_status describe_tensor(container *c, const tensor_tables *tables, size_t i,
                                     hepta_error *err) {
     tensor *t = &c->tensors[i];
-    const char *path = format_shown_path(c->path);
+    const char *path = path_shown(c->path);
     uint64_t half_bits = (uint64_t)kv_item_i64(tables->half_bits, i);
     uint64_t rows = (uint64_t)kv_item_i64(tables->rows, i);
     uint64_t cols = (uint64_t)kv_item_i64(tables->cols, i);
@@ -201,7 +200,7 @@ static hepta_status describe_tensor(container *c, const tensor_tables *tables, s
 
 /* Tensors follow each other in order, each padded to the alignment, to the end of the file. */
 static hepta_status check_layout(const container *c, uint64_t header_size, hepta_error *err) {
-    const char *path = format_shown_path(c->path);
+    const char *path = path_shown(c->path);
     uint64_t expected = header_size;
     for (size_t i = 0; i < c->n_tensors; i++) {
         const tensor *t = &c->tensors[i];
@@ -227,7 +226,7 @@ static hepta_status check_padding(const container *c, uint64_t begin, uint64_t e
         if (c->maps[0].data[i] != 0) {
             return error_set(err, HEPTA_ERROR_FORMAT,
                              "%s: byte %" PRIu64 ", padding after the header, is %u; expected 0",
-                             format_shown_path(c->path), i, (unsigned)c->maps[0].data[i]);
+                             path_shown(c->path), i, (unsigned)c->maps[0].data[i]);
         }
     }
     return HEPTA_OK;
@@ -246,7 +245,7 @@ hepta_status hepta_header_read(container *c, uint64_t infos_end, uint64_t header
         (c->version != 3 || alignment == NULL || alignment->v.u != HEPTA_ALIGNMENT)) {
         status = error_set(err, HEPTA_ERROR_FORMAT,
                            "%s: a .hepta file is a GGUF of version 3 with general.alignment %d",
-                           format_shown_path(c->path), (int)HEPTA_ALIGNMENT);
+                           path_shown(c->path), (int)HEPTA_ALIGNMENT);
     }
     if (status == HEPTA_OK) {
         status = hepta_check_required(c, err);

@@ -57,7 +57,7 @@ static hepta_status load_json(const char *path, json_t **out, hepta_error *err) 
     if (status != HEPTA_OK) {
         return status;
     }
-    const char *shown = format_shown_path(path);
+    const char *shown = path_shown(path);
     json_error_t json_error = {.text = "the file is empty"};
     json_t *root = NULL;
     if (map.size > MAX_JSON) {
@@ -236,7 +236,7 @@ static void refuse_variants(config *f, bool mistral, settings *m) {
 
 static hepta_status read_config(const json_t *root, const char *path, settings *m,
                                 hepta_error *err) {
-    config f = {.root = root, .path = format_shown_path(path), .err = err};
+    config f = {.root = root, .path = path_shown(path), .err = err};
     bool mistral = read_architecture(&f);
     m->n_embd = read_size(&f, "hidden_size", 0);
     m->n_ff = read_size(&f, "intermediate_size", 0);
@@ -347,7 +347,7 @@ static safetensors_entry *find_weight(const weights *w, const char *name,
 /* Opens the files that the index names, each once. */
 static hepta_status open_shards(container *c, const char *directory, json_t *index, weights *w,
                                 hepta_error *err) {
-    const char *shown = format_shown_path(directory);
+    const char *shown = path_shown(directory);
     w->weight_map = json_object_get(index, "weight_map");
     if (!json_is_object(w->weight_map) || json_object_size(w->weight_map) > FORMAT_MAX_TENSORS) {
         return error_set(err, HEPTA_ERROR_FORMAT,
@@ -413,13 +413,13 @@ static hepta_status open_weights(container *c, const char *directory, bool optio
     char *pickle = format_join_path(c, directory, "pytorch_model.bin");
     if (single == NULL || index_path == NULL || pickle == NULL) {
         return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s",
-                         format_shown_path(directory));
+                         path_shown(directory));
     }
     if (file_exists(single)) {
         w->files = arena_alloc(&c->memory, 1, sizeof *w->files);
         if (w->files == NULL) {
             return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s",
-                             format_shown_path(single));
+                             path_shown(single));
         }
         w->n_files = 1;
         return safetensors_open(c, single, w->files, err);
@@ -431,7 +431,7 @@ static hepta_status open_weights(container *c, const char *directory, bool optio
         return error_set(err, HEPTA_ERROR_IO,
                          "%s: neither model.safetensors nor model.safetensors.index.json is "
                          "there%s",
-                         format_shown_path(directory),
+                         path_shown(directory),
                          file_exists(pickle) ? ", only pytorch_model.bin: convert the model to "
                                                "safetensors"
                                              : "");
@@ -472,7 +472,7 @@ static hepta_status add_grouped(container *c, const weights *w, const wanted *wa
         return error_set(err, HEPTA_ERROR_FORMAT,
                          "%s: tensor %s.qweight is quantized, but config.json has no "
                          "quantization_config that says how",
-                         format_shown_path(parts.weights.file->path), base);
+                         path_shown(parts.weights.file->path), base);
     }
     return group_matrix_add(c, &w->groups, &parts, base, gguf, want->rows, want->cols, err);
 }
@@ -488,9 +488,9 @@ static hepta_status add_weight(container *c, const weights *w, const wanted *wan
             return status;
         }
         return error_set(err, HEPTA_ERROR_FORMAT, "%s: tensor %s is missing",
-                         format_shown_path(file != NULL ? file->path : c->path), hf);
+                         path_shown(file != NULL ? file->path : c->path), hf);
     }
-    const char *shown = format_shown_path(file->path);
+    const char *shown = path_shown(file->path);
     uint64_t rows = want->rows == 0 ? 1 : want->rows;
     if (e->n_dims != (want->rows == 0 ? 1u : 2u) || e->ne[0] != want->cols || e->ne[1] != rows) {
         return error_set(err, HEPTA_ERROR_FORMAT,
@@ -539,7 +539,7 @@ static hepta_status check_leftovers(const weights *w, bool tied, hepta_error *er
             return error_set(err, HEPTA_ERROR_UNSUPPORTED,
                              "%s: tensor %.80s has no place in the model that config.json "
                              "describes",
-                             format_shown_path(w->files[i].path), e->name);
+                             path_shown(w->files[i].path), e->name);
         }
     }
     return HEPTA_OK;
@@ -638,8 +638,7 @@ static hepta_status add_rope_freqs(container *c, const settings *m, const char *
     uint32_t n = m->head_dim / 2;
     uint8_t *data = arena_alloc(&c->memory, n, sizeof(float));
     if (data == NULL) {
-        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s",
-                         format_shown_path(c->path));
+        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path_shown(c->path));
     }
     /* Frequency i is theta^(-i / n); its wavelength 2 pi theta^(i / n). */
     double step = root_of(m->theta, n), full_turn = 6.283185307179586;
@@ -665,7 +664,7 @@ static hepta_status read_tokenizer(container *c, const char *directory, hepta_er
         char *path = format_join_path(c, directory, names[i]);
         if (path == NULL) {
             return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s",
-                             format_shown_path(directory));
+                             path_shown(directory));
         }
         if (file_exists(path)) { /* vocab.json has merges.txt beside it: the directory is meant */
             return tokenizer_file_read(i == 2 ? directory : path, c, err);
@@ -696,13 +695,12 @@ hepta_status hf_open(const char *path, const container_options *options, contain
     c->kind = CONTAINER_HF;
     char *config_path = format_join_path(c, path, "config.json");
     if (config_path == NULL) {
-        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s",
-                         format_shown_path(path));
+        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path_shown(path));
     }
     if (!file_exists(config_path)) {
         return error_set(err, HEPTA_ERROR_FORMAT,
                          "%s: a directory without config.json; expected a Hugging Face model",
-                         format_shown_path(path));
+                         path_shown(path));
     }
     hepta_status status = load_json(config_path, &root, err);
     if (status == HEPTA_OK) {
@@ -743,7 +741,7 @@ hepta_status hf_open(const char *path, const container_options *options, contain
     return error_set(err, HEPTA_ERROR_UNSUPPORTED,
                      "%s: this build of the engine alone reads no Hugging Face directories; "
                      "quantize the model to a .hepta file with a full build",
-                     format_shown_path(path));
+                     path_shown(path));
 }
 
 #endif

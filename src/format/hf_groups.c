@@ -140,7 +140,7 @@ static hepta_status check_part(const builder *b, const group_part *part, const c
                          "tensor %s.%s is missing beside %s.qweight: the download is incomplete",
                          b->base, suffix, b->base);
     }
-    const char *shown = format_shown_path(part->file->path);
+    const char *shown = path_shown(part->file->path);
     if (strcmp(e->dtype, dtype) != 0) {
         return error_set(b->err, HEPTA_ERROR_UNSUPPORTED,
                          "%s: tensor %s.%s is of type %s; expected %s", shown, b->base, suffix,
@@ -172,7 +172,7 @@ static hepta_status check_index(const builder *b, const group_part *part, uint32
             return error_set(b->err, HEPTA_ERROR_FORMAT,
                              "%s: tensor %s.g_idx: item %" PRIu64 " is %" PRId32
                              "; expected 0 to %" PRIu32 ": the file is damaged",
-                             format_shown_path(part->file->path), b->base, i, (int32_t)group,
+                             path_shown(part->file->path), b->base, i, (int32_t)group,
                              n_groups - 1);
         }
     }
@@ -189,7 +189,7 @@ static hepta_status check_bias(const builder *b, const group_part *part) {
         if (data_of(part)[i] != 0) {
             return error_set(b->err, HEPTA_ERROR_UNSUPPORTED,
                              "%s: tensor %s.bias is not zero: biases are not supported",
-                             format_shown_path(part->file->path), b->base);
+                             path_shown(part->file->path), b->base);
         }
     }
     part->entry->used = true;
@@ -201,7 +201,7 @@ static hepta_status check_scales(const builder *b, const group_part *part, uint3
     if (e != NULL && e->type == SAFETENSORS_OTHER) {
         return error_set(b->err, HEPTA_ERROR_UNSUPPORTED,
                          "%s: tensor %s.scales is of type %s; supported are F16, BF16 and F32",
-                         format_shown_path(part->file->path), b->base, e->dtype);
+                         path_shown(part->file->path), b->base, e->dtype);
     }
     return check_part(b, part, "scales", e != NULL ? e->dtype : "", n_groups, b->rows);
 }
@@ -217,7 +217,7 @@ hepta_status group_matrix_add(container *c, const group_scheme *s, const group_p
         return error_set(err, HEPTA_ERROR_FORMAT,
                          "%s: %s of %" PRIu64 " x %" PRIu64 " weights cannot have %" PRIu32
                          " bits in groups of %" PRIu64 ": %s",
-                         format_shown_path(c->path), base, rows, cols, s->bits, size,
+                         path_shown(c->path), base, rows, cols, s->bits, size,
                          awq ? "rows come in eights, columns in whole groups"
                              : "rows and columns come in whole words of 32 bits");
     }
@@ -242,8 +242,7 @@ hepta_status group_matrix_add(container *c, const group_scheme *s, const group_p
     }
     tensor_groups *g = arena_alloc(&c->memory, 1, sizeof *g);
     if (g == NULL) {
-        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s",
-                         format_shown_path(c->path));
+        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path_shown(c->path));
     }
     *g = (tensor_groups){.bits = s->bits,
                          .size = (uint32_t)size,

@@ -156,7 +156,7 @@ uint64_t llama2c_expected_size(const file_map *map) {
 
 static hepta_status read_header(const file_map *map, const char *path, header *h,
                                 hepta_error *err) {
-    path = format_shown_path(path);
+    path = path_shown(path);
     bool legacy = !has_magic(map);
     if (!legacy && map->size >= 8 && load_u32(map->data + 4) != 1) {
         uint32_t version = load_u32(map->data + 4);

@@ -33,7 +33,7 @@ static bool looks_like_safetensors(const file_map *map) {
 }
 
 static hepta_status refuse_stranger(const char *path, const file_map *map, hepta_error *err) {
-    path = format_shown_path(path);
+    path = path_shown(path);
     if (map->size < 4) {
         return error_set(err, HEPTA_ERROR_FORMAT,
                          "%s: %zu bytes long, too short for a model; expected a GGUF or .hepta "
@@ -87,8 +87,7 @@ static hepta_status open_file(const char *path, const container_options *options
 hepta_status tokenizer_file_read(const char *path, container *c, hepta_error *err) {
     (void)c;
     return error_set(err, HEPTA_ERROR_UNSUPPORTED,
-                     "%s: this build of the engine alone reads no tokenizers",
-                     format_shown_path(path));
+                     "%s: this build of the engine alone reads no tokenizers", path_shown(path));
 }
 #endif
 
@@ -100,8 +99,7 @@ hepta_status container_open(const char *path, const container_options *options, 
     char *own_path = c != NULL ? arena_copy_string(&c->memory, path, strlen(path)) : NULL;
     if (own_path == NULL) {
         memory_free(c);
-        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s",
-                         format_shown_path(path));
+        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path_shown(path));
     }
     c->path = own_path;
     hepta_status status = file_is_directory(path) ? hf_open(own_path, options, c, err)

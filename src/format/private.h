@@ -23,9 +23,6 @@ enum {
 /* For "%.*s": a string from a file, not longer than fits a message. */
 #define SHOWN(n) ((int)((n) < 80 ? (n) : 80))
 
-/* The last part of a path, at most 160 bytes: messages have room for more than the path. */
-const char *format_shown_path(const char *path);
-
 /* "a/b" in the container's memory; NULL when memory is short. */
 char *format_join_path(container *c, const char *directory, const char *name);
 

@@ -216,7 +216,7 @@ hepta_status safetensors_open(container *c, const char *path, safetensors *out, 
     if (status != HEPTA_OK) {
         return status;
     }
-    reader r = {.c = c, .path = format_shown_path(path), .err = err};
+    reader r = {.c = c, .path = path_shown(path), .err = err};
     uint64_t length = s.map.size >= LENGTH_SIZE ? load_u64(s.map.data) : 0;
     if (s.map.size < LENGTH_SIZE || length > s.map.size - LENGTH_SIZE || length > MAX_HEADER) {
         return error_set(err, HEPTA_ERROR_FORMAT,
@@ -259,7 +259,7 @@ hepta_status safetensors_open(container *c, const char *path, safetensors *out, 
     (void)out;
     return error_set(err, HEPTA_ERROR_UNSUPPORTED,
                      "%s: this build of the engine alone reads no safetensors files",
-                     format_shown_path(path));
+                     path_shown(path));
 }
 
 safetensors_entry *safetensors_find(const safetensors *s, const char *name) {

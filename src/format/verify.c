@@ -53,8 +53,7 @@ static hepta_status check_sha256(verifier *v, const tensor *t) {
                          "%s: tensor %.80s (%" PRIu64 " bytes from byte %" PRIu64
                          " on) has SHA-256 %.12s..., it should be %.12s...: its data are damaged; "
                          "get the file again",
-                         format_shown_path(t->file), t->name, t->n_bytes, t->offset, hex[0],
-                         hex[1]);
+                         path_shown(t->file), t->name, t->n_bytes, t->offset, hex[0], hex[1]);
     }
     return HEPTA_OK;
 }
@@ -66,7 +65,7 @@ static hepta_status not_finite(verifier *v, const tensor *t, const char *what, u
     return error_set(v->err, HEPTA_ERROR_FORMAT,
                      "%s: tensor %.80s: %s %" PRIu64 ", at byte %" PRIu64
                      ", is NaN or infinite: the model is broken",
-                     format_shown_path(t->file), t->name, what, i, t->offset + at);
+                     path_shown(t->file), t->name, what, i, t->offset + at);
 }
 
 /* A binary float is finite when its exponent bits are not all ones. */
@@ -157,7 +156,7 @@ static hepta_status check_packed(verifier *v, const tensor *t) {
             return error_set(v->err, HEPTA_ERROR_FORMAT,
                              "%s: tensor %.80s: byte %" PRIu64 " belongs to padding row %" PRIu64
                              " and is %u; expected 0",
-                             format_shown_path(t->file), t->name, t->offset + bad, r,
+                             path_shown(t->file), t->name, t->offset + bad, r,
                              (unsigned)t->data[bad]);
         }
     }
@@ -174,7 +173,7 @@ static hepta_status check_groups(verifier *v, const tensor *t) {
     return error_set(v->err, HEPTA_ERROR_FORMAT,
                      "%s: tensor %.80s: the scale of row %" PRIu64 ", group %" PRIu64
                      ", is NaN or infinite: the model is broken",
-                     format_shown_path(t->file), t->name, i % t->ne[1], i / t->ne[1]);
+                     path_shown(t->file), t->name, i % t->ne[1], i / t->ne[1]);
 }
 
 static hepta_status check_values(verifier *v, const tensor *t) {
@@ -206,7 +205,7 @@ static hepta_status check_padding(verifier *v, const tensor *t) {
             return error_set(v->err, HEPTA_ERROR_FORMAT,
                              "%s: the padding after tensor %.80s is not zero: byte %" PRIu64
                              " is %u; get the file again",
-                             format_shown_path(t->file), t->name, end + i, (unsigned)byte);
+                             path_shown(t->file), t->name, end + i, (unsigned)byte);
         }
     }
     return HEPTA_OK;

@@ -29,19 +29,13 @@ typedef struct loader {
     hepta_error *err;
 } loader;
 
-/* The end of a long path: messages have room for more. */
-static const char *shown(const char *path) {
-    size_t n = strlen(path);
-    return n > 160 ? path + n - 160 : path;
-}
-
 /* ---- Hyperparameters --------------------------------------------------- */
 
 static hepta_status out_of_range(const loader *l, const char *key, uint64_t value, uint64_t min,
                                  uint64_t max) {
     return error_set(l->err, HEPTA_ERROR_FORMAT,
                      "%s: %s is %" PRIu64 ", expected %" PRIu64 " to %" PRIu64,
-                     shown(l->file->path), key, value, min, max);
+                     path_shown(l->file->path), key, value, min, max);
 }
 
 static hepta_status check_range(const loader *l, const char *key, uint64_t value, uint64_t min,
@@ -66,9 +60,22 @@ static hepta_status get_positive_f32_or(const loader *l, const char *key, float 
     hepta_status status = container_get_f32_or(l->file, key, fallback, out, l->err);
     if (status == HEPTA_OK && !(*out > 0.0f && *out <= FLT_MAX)) {
         return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: %s is %g, expected a positive number",
-                         shown(l->file->path), key, (double)*out);
+                         path_shown(l->file->path), key, (double)*out);
     }
     return status;
+}
+
+/* Cut to size between code points. */
+static void copy_name(const char *name, char *out, size_t size) {
+    size_t n = strlen(name);
+    if (n >= size) {
+        n = size - 1;
+        while (n > 0 && ((uint8_t)name[n] & 0xc0) == 0x80) {
+            n--;
+        }
+    }
+    memcpy(out, name, n);
+    out[n] = '\0';
 }
 
 static hepta_status read_architecture(loader *l) {
@@ -76,16 +83,16 @@ static hepta_status read_architecture(loader *l) {
     const char *name = container_get_string(l->file, "general.architecture");
     if (name == NULL) {
         return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: general.architecture is missing",
-                         shown(l->file->path));
+                         path_shown(l->file->path));
     }
     if (strcmp(name, "llama") != 0) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
                          "%s: architecture \"%.40s\" is not supported (only \"llama\")",
-                         shown(l->file->path), name);
+                         path_shown(l->file->path), name);
     }
     snprintf(info->architecture, sizeof info->architecture, "%s", name);
     name = container_get_string(l->file, "general.name");
-    snprintf(info->name, sizeof info->name, "%s", name != NULL ? name : "");
+    copy_name(name != NULL ? name : "", info->name, sizeof info->name);
     return HEPTA_OK;
 }
 
@@ -109,12 +116,12 @@ static hepta_status read_shape(loader *l) {
     if (n_expert != 0) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
                          "%s: mixtures of experts are not supported (llama.expert_count %u)",
-                         shown(l->file->path), n_expert);
+                         path_shown(l->file->path), n_expert);
     }
     if (i->n_head % i->n_head_kv != 0) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,
                          "%s: llama.attention.head_count %u is no multiple of head_count_kv %u",
-                         shown(l->file->path), i->n_head, i->n_head_kv);
+                         path_shown(l->file->path), i->n_head, i->n_head_kv);
     }
     if ((status = get_u32_or(l, "llama.attention.key_length", i->n_embd / i->n_head, 1,
                              KERNELS_MAX_COLS, &i->head_dim)) != HEPTA_OK ||
@@ -124,20 +131,20 @@ static hepta_status read_shape(loader *l) {
     }
     if (value_dim != i->head_dim) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                         "%s: heads with keys of %u and values of %u items", shown(l->file->path),
-                         i->head_dim, value_dim);
+                         "%s: heads with keys of %u and values of %u items",
+                         path_shown(l->file->path), i->head_dim, value_dim);
     }
     if (container_find(l->file, "llama.attention.key_length") == NULL &&
         i->n_embd % i->n_head != 0) {
         return error_set(
             l->err, HEPTA_ERROR_FORMAT,
             "%s: llama.embedding_length %u is no multiple of llama.attention.head_count %u",
-            shown(l->file->path), i->n_embd, i->n_head);
+            path_shown(l->file->path), i->n_embd, i->n_head);
     }
     if ((uint64_t)i->n_head * i->head_dim > KERNELS_MAX_COLS) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
                          "%s: %u heads of %u items are more than the supported %d in all",
-                         shown(l->file->path), i->n_head, i->head_dim, KERNELS_MAX_COLS);
+                         path_shown(l->file->path), i->n_head, i->head_dim, KERNELS_MAX_COLS);
     }
     return HEPTA_OK;
 }
@@ -148,7 +155,7 @@ static hepta_status read_norm_eps(loader *l) {
     hepta_status status = container_get_f32(l->file, key, eps, l->err);
     if (status == HEPTA_OK && !(*eps > 0.0f && *eps <= 1.0f)) {
         return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: %s is %g, expected above 0, up to 1",
-                         shown(l->file->path), key, (double)*eps);
+                         path_shown(l->file->path), key, (double)*eps);
     }
     return status;
 }
@@ -175,7 +182,7 @@ static hepta_status read_rope(loader *l) {
     if (m->n_rot % 2 != 0) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,
                          "%s: llama.rope.dimension_count is %u, expected an even number",
-                         shown(l->file->path), m->n_rot);
+                         path_shown(l->file->path), m->n_rot);
     }
     const char *scaling = container_get_string(l->file, "llama.rope.scaling.type");
     if (scaling == NULL || strcmp(scaling, "none") == 0) {
@@ -184,7 +191,7 @@ static hepta_status read_rope(loader *l) {
         return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
                          "%s: llama.rope.scaling.type \"%.40s\" is not supported (none, linear,"
                          " or rope_freqs.weight)",
-                         shown(l->file->path), scaling);
+                         path_shown(l->file->path), scaling);
     }
     m->rope_interleaved = container_get_bool_or(l->file, "hepta.rope.interleaved", true);
 
@@ -197,13 +204,13 @@ static hepta_status read_rope(loader *l) {
     m->rope_frequency = arena_alloc(&m->memory, n, sizeof *m->rope_frequency);
     if (m->rope_frequency == NULL) {
         return error_set(l->err, HEPTA_ERROR_MEMORY, "%s: no memory for %u frequencies",
-                         shown(l->file->path), n);
+                         path_shown(l->file->path), n);
     }
     for (uint32_t i = 0; i < n; i++) {
         if (divisor != NULL && !(divisor[i] > 0.0f)) {
             return error_set(l->err, HEPTA_ERROR_FORMAT,
                              "%s: %s: item %u is %g, expected a positive number",
-                             shown(l->file->path), t->name, i, (double)divisor[i]);
+                             path_shown(l->file->path), t->name, i, (double)divisor[i]);
         }
         double frequency = math_pow_f64((double)base, -2.0 * (double)i / (double)m->n_rot);
         frequency /= (double)factor;
@@ -218,7 +225,7 @@ static hepta_status find_tensor(loader *l, const char *name, const tensor **out)
     *out = container_tensor(l->file, name);
     if (*out == NULL) {
         return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: tensor %s is missing",
-                         shown(l->file->path), name);
+                         path_shown(l->file->path), name);
     }
     return HEPTA_OK;
 }
@@ -233,13 +240,13 @@ static hepta_status wrong_shape(const loader *l, const tensor *t, uint32_t n_row
     }
     snprintf(expected, sizeof expected, n_rows > 0 ? "%u x %u" : "%u", n_cols, n_rows);
     return error_set(l->err, HEPTA_ERROR_FORMAT, "%s: tensor %.64s has the shape %s, expected %s",
-                     shown(t->file), t->name, found, expected);
+                     path_shown(t->file), t->name, found, expected);
 }
 
 static hepta_status wrong_type(const loader *l, const tensor *t, const char *expected) {
     return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
-                     "%s: tensor %.64s has the type %s (%u), expected %s", shown(t->file), t->name,
-                     tensor_type_name(t->type), t->type, expected);
+                     "%s: tensor %.64s has the type %s (%u), expected %s", path_shown(t->file),
+                     t->name, tensor_type_name(t->type), t->type, expected);
 }
 
 /* Copies a vector of n items as F32. */
@@ -258,14 +265,14 @@ static hepta_status load_vector(loader *l, const tensor *t, const char *name, ui
     float *v = arena_alloc(&l->model->memory, n, sizeof *v);
     if (v == NULL) {
         return error_set(l->err, HEPTA_ERROR_MEMORY, "%s: no memory for tensor %.64s",
-                         shown(t->file), name);
+                         path_shown(t->file), name);
     }
     l->model->kernels->row_to_f32(t->type, t->data, n, v);
     for (uint32_t i = 0; i < n; i++) {
         if (!isfinite(v[i])) {
             return error_set(l->err, HEPTA_ERROR_FORMAT,
-                             "%s: tensor %.64s: item %u is not a finite number", shown(t->file),
-                             name, i);
+                             "%s: tensor %.64s: item %u is not a finite number",
+                             path_shown(t->file), name, i);
         }
     }
     l->n_used++;
@@ -295,7 +302,7 @@ static hepta_status load_packed(loader *l, const tensor *t, matrix *out) {
         n_bytes != t->n_bytes) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,
                          "%s: tensor %.64s: %" PRIu64 " bytes do not fit %u/2 bits per weight",
-                         shown(t->file), t->name, t->n_bytes, t->half_bits);
+                         path_shown(t->file), t->name, t->n_bytes, t->half_bits);
     }
     packed_matrix *p = &out->packed;
     p->half_bits = t->half_bits;
@@ -309,7 +316,7 @@ static hepta_status load_packed(loader *l, const tensor *t, matrix *out) {
         if ((load_u16(p->scales + (size_t)2 * r) & 0x7f80) == 0x7f80) {
             return error_set(l->err, HEPTA_ERROR_FORMAT,
                              "%s: tensor %.64s: the scale of row %u is not a finite number",
-                             shown(t->file), t->name, r);
+                             path_shown(t->file), t->name, r);
         }
     }
     return find_rotation(l, out->n_cols, &out->rotation);
@@ -397,7 +404,7 @@ static hepta_status check_all_used(const loader *l) {
         if (!found) {
             return error_set(l->err, HEPTA_ERROR_UNSUPPORTED,
                              "%s: tensor %.64s has no place in the llama architecture",
-                             shown(t->file), t->name);
+                             path_shown(t->file), t->name);
         }
     }
     return HEPTA_OK;
@@ -415,7 +422,7 @@ static hepta_status load_tensors(loader *l) {
         return error_set(l->err, HEPTA_ERROR_FORMAT,
                          "%s: tensor token_embd.weight has %" PRIu64
                          " rows, expected 1 to 2147483647",
-                         shown(embedding->file), n_vocab);
+                         path_shown(embedding->file), n_vocab);
     }
     m->info.n_vocab = (uint32_t)n_vocab;
     if ((status = load_matrix(l, "token_embd.weight", m->info.n_vocab, m->info.n_embd,
@@ -433,12 +440,12 @@ static hepta_status load_tensors(loader *l) {
     if (m->info.n_layer > l->file->n_tensors) { /* before memory is asked for them */
         return error_set(l->err, HEPTA_ERROR_FORMAT,
                          "%s: llama.block_count is %u, but the file has only %zu tensors",
-                         shown(l->file->path), m->info.n_layer, l->file->n_tensors);
+                         path_shown(l->file->path), m->info.n_layer, l->file->n_tensors);
     }
     m->layers = arena_alloc(&m->memory, m->info.n_layer, sizeof *m->layers);
     if (m->layers == NULL) {
         return error_set(l->err, HEPTA_ERROR_MEMORY, "%s: no memory for %u layers",
-                         shown(l->file->path), m->info.n_layer);
+                         path_shown(l->file->path), m->info.n_layer);
     }
     for (uint32_t i = 0; i < m->info.n_layer; i++) {
         if ((status = load_layer(l, i, &m->layers[i])) != HEPTA_OK) {
@@ -467,7 +474,7 @@ hepta_status hepta_model_open(const char *path, hepta_model **out, hepta_error *
     }
     hepta_model *m = memory_alloc(1, sizeof *m);
     if (m == NULL) {
-        return error_set(err, HEPTA_ERROR_MEMORY, "%s: no memory for a model", shown(path));
+        return error_set(err, HEPTA_ERROR_MEMORY, "%s: no memory for a model", path_shown(path));
     }
     loader l = {.model = m, .err = err};
     const container_options options = {.no_tokenizer = true};

@@ -48,9 +48,8 @@ static hepta_status parse_json(vocabulary *v, sources *s, const char *path, file
     json_error_t error;
     json_t *root = json_loadb((const char *)file.data, file.size, JSON_ALLOW_NUL, &error);
     if (root == NULL) {
-        size_t n = strlen(path);
-        return error_set(v->err, HEPTA_ERROR_FORMAT, "%s: line %d: %s",
-                         path + (n > 160 ? n - 160 : 0), error.line, error.text);
+        return error_set(v->err, HEPTA_ERROR_FORMAT, "%s: line %d: %s", path_shown(path),
+                         error.line, error.text);
     }
     s->roots[s->n_roots++] = root;
     *out = root;
