@@ -310,6 +310,28 @@ TEST(cli_interrupt_leaves_nothing) {
     CHECK_EQ_STR(output, "");
 }
 
+/* A digest of a part of a run, which depends on the moment of the interrupt, is none. */
+TEST(cli_interrupted_run_has_no_digest) {
+    static const char bundled[] = "models/hepta-stories-7m.hepta";
+    if (access(bundled, R_OK) != 0) {
+        SKIP("%s is absent", bundled);
+    }
+    const char *folder = test_tmp_dir();
+    for (int json = 0; json < 2; json++) {
+        CHECK_RUN(
+            130,
+            "cd %s && rm -f text && mkfifo go 2>/dev/null; cd - >/dev/null; "
+            "${HEPTA_BUILD:-build}/hepta run %s -n 30000 -c 30000 --temp 2 --top-p 1 --digest "
+            "%s -f %s/go >%s/text & pid=$!; printf 'Once upon a time' >%s/go; sleep 0.5; "
+            "kill -INT $pid; wait $pid; code=$?; cat %s/text; exit $code",
+            folder, bundled, json ? "--json" : "", folder, folder, folder, folder);
+        CHECK_SAYS(json ? "\"finish_reason\": \"interrupted\"" : "interrupted: no digest");
+        CHECK(strstr(output, "sha256") == NULL);
+    }
+    CHECK_RUN(0, "hepta run %s -p Once -n 3 --digest", bundled);
+    CHECK_SAYS("logits sha256 ");
+}
+
 /* The program stops quietly when nobody reads on. */
 TEST(cli_closed_pipe) {
     need_stories();

@@ -176,8 +176,9 @@ static double rate(double n, double seconds) {
 
 static int print_outcome(generation *g, size_t n_prompt_tokens) {
     const settings *s = g->settings;
+    const bool whole = s->digest && !interrupted();
     char hex[65] = "";
-    if (s->digest) {
+    if (whole) {
         uint8_t digest[32];
         sha256_finish(&g->digest, digest);
         sha256_hex(digest, hex);
@@ -195,7 +196,7 @@ static int print_outcome(generation *g, size_t n_prompt_tokens) {
             json_pack("{s:o, s:o, s:o, s:s, s:i, s:i}", "model", json_name(s->model), "text",
                       json_text(g->out.text, g->out.n), "tokens", ids, "finish_reason", g->reason,
                       "prompt_tokens", (int)n_prompt_tokens, "generated_tokens", (int)g->n_tokens);
-        if (s->digest) {
+        if (whole) {
             json_object_set_new(json, "logits_sha256", json_string(hex));
         }
         if (s->stats) {
@@ -209,8 +210,11 @@ static int print_outcome(generation *g, size_t n_prompt_tokens) {
     if (g->out.n == 0 || g->out.text[g->out.n - 1] != '\n') {
         putchar('\n');
     }
-    if (s->digest) {
+    if (whole) {
         printf("logits sha256 %s\n", hex);
+    } else if (s->digest) {
+        fflush(stdout);
+        fprintf(stderr, "hepta: interrupted: no digest, which would be of a part of the run\n");
     }
     if (s->stats) {
         fflush(stdout); /* the text comes first */

@@ -58,6 +58,8 @@ bool kernels_agree(const kernels *a, const kernels *b) {
     return true;
 }
 
+static const char lacks_instructions[] = "this CPU lacks the instructions";
+
 static bool cpu_any(void) {
     return true;
 }
@@ -96,19 +98,28 @@ static bool tiles_permitted(void) {
 #endif
 }
 
-static bool cpu_amx(void) {
+/* NULL: nothing stands against it. */
+static const char *amx_refused(void) {
     enum { AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, TILE_STATE = 3 << 17 };
     unsigned eax, ebx, ecx, edx, enabled, high;
     if (!cpu_avx512() || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 ||
         (edx & AMX_TILE) == 0 || (edx & AMX_INT8) == 0) {
-        return false;
+        return lacks_instructions;
     }
     /* A CPU with AVX-512 in use has XGETBV: register 0 is what the system saves. */
     __asm__("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
     /* These instructions have not yet run where they could be tested (docs/SPEED.md): a CPU on
      * which they give other products does without them. */
-    return (enabled & TILE_STATE) == TILE_STATE && tiles_permitted() &&
-           kernels_agree(&kernels_amx, &kernels_avx512);
+    if ((enabled & TILE_STATE) != TILE_STATE || !tiles_permitted()) {
+        return "this CPU has the instructions, but the operating system does not give the tiles";
+    }
+    return kernels_agree(&kernels_amx, &kernels_avx512)
+               ? NULL
+               : "this CPU's tiles give other products than its AVX-512; please report it";
+}
+
+static bool cpu_amx(void) {
+    return amx_refused() == NULL;
 }
 #elif defined(__aarch64__)
 #if defined(__linux__)
@@ -166,6 +177,19 @@ const kernels *kernels_get(size_t i, bool *supported) {
     return tables[i].table;
 }
 
+/* Why this CPU does not run a table. */
+static const char *refusal(const kernels *table) {
+#if defined(__x86_64__)
+    const char *reason = table == &kernels_amx ? amx_refused() : NULL;
+    if (reason != NULL) {
+        return reason;
+    }
+#else
+    (void)table;
+#endif
+    return lacks_instructions;
+}
+
 hepta_status kernels_select(const kernels **out, hepta_error *err) {
     const char *wanted = getenv("HEPTA_KERNELS");
     char names[256] = "";
@@ -178,8 +202,8 @@ hepta_status kernels_select(const kernels **out, hepta_error *err) {
                 return HEPTA_OK;
             }
             if (named) {
-                return error_set(err, HEPTA_ERROR_UNSUPPORTED,
-                                 "HEPTA_KERNELS=%s: this CPU lacks the instructions", wanted);
+                return error_set(err, HEPTA_ERROR_UNSUPPORTED, "HEPTA_KERNELS=%s: %s", wanted,
+                                 refusal(tables[i].table));
             }
         }
         strcat(strcat(names, " "), tables[i].table->name);
