@@ -66,28 +66,22 @@ TEST(utf8_invalid) {
     CHECK_EQ_INT(utf8_complete("", 0), 0);
 }
 
-TEST(utf8_stream_keeps_every_byte) {
+/* Text shown as it grows, as `hepta run` does: nothing is lost, of valid text every part is valid.
+ */
+TEST(utf8_complete_of_growing_text) {
     for (int round = 0; round < 300; round++) {
         uint8_t text[64];
-        char out[80], all[80];
-        size_t n = 1 + test_random_below(60), used = 0, i = 0;
+        size_t n = 1 + test_random_below(60), shown = 0, used = 0;
         random_bytes(text, n, round % 3);
-        utf8_stream stream = {.n_held = 0};
-        while (i < n) {
+        while (used < n) {
             size_t k = 1 + test_random_below(5);
-            k = k < n - i ? k : n - i;
-            size_t m = utf8_stream_add(&stream, (char *)text + i, k, out);
-            if (round % 3 == 1) { /* of valid text every part is valid */
-                CHECK_EQ_INT(utf8_display(out, m, NULL), m);
-            }
-            memcpy(all + used, out, m);
-            used += m;
-            i += k;
-            CHECK(stream.n_held <= 3);
+            used += k < n - used ? k : n - used;
+            const char *next = (char *)text + shown;
+            size_t m = utf8_complete(next, used - shown);
+            CHECK(round % 3 != 1 || utf8_display(next, m, NULL) == m);
+            shown += m;
+            CHECK(used - shown <= 3);
         }
-        used += utf8_stream_end(&stream, all + used);
-        CHECK_EQ_INT(used, n);
-        CHECK_MEM_EQ(all, text, n);
     }
 }
 
@@ -453,7 +447,7 @@ TEST(llama2_formats_agree) {
     hepta_tokenizer_free(c);
 }
 
-/* Decoding token by token into a stream gives the text, never half a code point. */
+/* Decoding token by token gives the text, whose complete part grows by whole code points. */
 TEST(streaming_equals_whole) {
     static const char text[] =
         " \xF0\x9F\xA6\x99 na\xC3\xAFve \xE6\x88\x91\xE6\x83\xB3 "
@@ -464,20 +458,19 @@ TEST(streaming_equals_whole) {
         }
         hepta_tokenizer *t = open_tokenizer(all_tokenizers[i]);
         ids found = encode(t, text, strlen(text), HEPTA_ENCODE_BOS);
-        utf8_stream stream = {.n_held = 0};
         char all[256];
-        size_t used = 0;
+        size_t used = 0, shown = 0;
         bool first = true;
         for (size_t k = 0; k < found.n; k++) {
-            char piece[64], out[72];
-            size_t n = hepta_tokenizer_decode(t, found.items[k], first, false, piece, sizeof piece);
+            used += hepta_tokenizer_decode(t, found.items[k], first, false, all + used,
+                                           sizeof all - used);
             first = first && found.items[k] == hepta_tokenizer_bos(t);
-            size_t m = utf8_stream_add(&stream, piece, n, out);
-            CHECK_EQ_INT(utf8_display(out, m, NULL), m); /* valid as it stands */
-            memcpy(all + used, out, m);
-            used += m;
+            CHECK(used <= sizeof all);
+            size_t m = utf8_complete(all + shown, used - shown);
+            CHECK_EQ_INT(utf8_display(all + shown, m, NULL), m); /* valid as it stands */
+            shown += m;
         }
-        CHECK_EQ_INT(stream.n_held, 0);
+        CHECK_EQ_INT(shown, used);
         CHECK_EQ_INT(used, strlen(text));
         CHECK_MEM_EQ(all, text, used);
         ids_free(&found);

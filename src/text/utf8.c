@@ -125,22 +125,3 @@ size_t utf8_display(const char *s, size_t n, char *out) {
     }
     return written;
 }
-
-size_t utf8_stream_add(utf8_stream *stream, const char *bytes, size_t n, char *out) {
-    size_t total = stream->n_held + n;
-    memcpy(out, stream->held, stream->n_held);
-    if (n > 0) {
-        memcpy(out + stream->n_held, bytes, n);
-    }
-    size_t complete = utf8_complete(out, total);
-    stream->n_held = total - complete;
-    memcpy(stream->held, out + complete, stream->n_held);
-    return complete;
-}
-
-size_t utf8_stream_end(utf8_stream *stream, char *out) {
-    size_t n = stream->n_held;
-    memcpy(out, stream->held, n);
-    stream->n_held = 0;
-    return n;
-}

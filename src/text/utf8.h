@@ -37,18 +37,4 @@ size_t utf8_complete(const char *s, size_t n);
  */
 size_t utf8_display(const char *s, size_t n, char *out);
 
-/*
- * A stream cut between code points. Append bytes as they come, take what is complete, end it:
- *     size_t k = utf8_stream_add(&stream, bytes, n, out); // out: n + 3 bytes; raw bytes
- *     size_t k = utf8_stream_end(&stream, out);           // out: 3 bytes; what was held back
- * The bytes that come out are the bytes that went in. A zeroed utf8_stream is empty.
- */
-typedef struct utf8_stream {
-    uint8_t held[4];
-    size_t n_held;
-} utf8_stream;
-
-size_t utf8_stream_add(utf8_stream *stream, const char *bytes, size_t n, char *out);
-size_t utf8_stream_end(utf8_stream *stream, char *out);
-
 #endif
