@@ -16,7 +16,7 @@
 static const kernels *k;
 static FILE *out;
 
-static void fail(const char *what) {
+static _Noreturn void fail(const char *what) {
     fprintf(stderr, "tensor_dump: %s\n", what);
     exit(1);
 }
