@@ -53,6 +53,9 @@ LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CLI_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard src/cli/*.c)))
 TEST_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,tests/main.c tests/amx_model.c $(sort $(wildcard tests/test_*.c)))
 
+# Where the bundled model is looked for last; first come folders beside the program.
+$(BUILD)/src/cli/util.o: FLAGS += -DHEPTA_DATA_DIR='"$(PREFIX)/share/hepta"'
+
 ifeq ($(ARCH),x86_64)
 $(BUILD)/src/kernels/avx2.o: FLAGS += -mavx2 -mf16c
 $(BUILD)/src/kernels/avxvnni.o: FLAGS += -mavx2 -mf16c -mgfni -mavxvnni

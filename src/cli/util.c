@@ -257,10 +257,6 @@ hepta_status read_json_lines(const char *path, size_t limit, json_line_fn add, v
     return status;
 }
 
-#ifndef HEPTA_DATA_DIR
-#define HEPTA_DATA_DIR "/usr/local/share/hepta"
-#endif
-
 const char *model_or_default(const char *given) {
     static char path[PATH_MAX];
     static const char name[] = "hepta-stories-7m.hepta";
@@ -287,7 +283,7 @@ const char *model_or_default(const char *given) {
             }
         }
     }
-    snprintf(path, sizeof path, "%s/%s", HEPTA_DATA_DIR, name);
+    snprintf(path, sizeof path, "%s/%s", HEPTA_DATA_DIR, name); /* from PREFIX, by the Makefile */
     if (access(path, R_OK) != 0) {
         report_text("no MODEL is named, and the bundled one is not where it was installed");
     }
