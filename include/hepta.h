@@ -237,8 +237,10 @@ typedef struct hepta_quantize_options {
 
 /*
  * Quantizes any supported input into one .hepta file. The file appears under its name only
- * when it is complete; on failure nothing is left behind. The same input and bits give the
- * same bytes on every machine.
+ * when it is complete. What is done when the process is killed, interrupted by `progress` or the
+ * disk is full stays in OUT_PATH.part, and the same call goes on there; a .part file of another
+ * model or other options is an error. The same input and options give the same bytes on every
+ * machine, in one go or in several.
  */
 HEPTA_API hepta_status hepta_quantize(const char *in_path, const char *out_path,
                                       const hepta_quantize_options *options, hepta_error *err);

@@ -193,7 +193,7 @@ static double output_error(const moments *m, unsigned width, const float *x, siz
         const kernels *k;
         feedback *f;
         CHECK_OK(kernels_select(&k, &err));
-        CHECK_OK(feedback_create(m, 0.01, 3, k, 1, &f, &err));
+        CHECK_OK(feedback_create(m, 3, k, 1, &f, &err));
         CHECK(f != NULL);
         CHECK_OK(code_encode_feedback(table, &f->code, width, x, scale, rows, out, row_bytes, 7, 1,
                                       &err));
@@ -243,7 +243,8 @@ TEST(quantize_feedback_lowers_the_output_error) {
             }
         }
     }
-    const moments m = {.n = N, .h = h}, w = {.n = N, .h = white};
+    const moments m = {.n = N, .n_tokens = 16 * N, .h = h},
+                  w = {.n = N, .n_tokens = 16 * N, .h = white};
     const double plain = output_error(&m, 0, x, ROWS, out[0]);
     const double narrow = output_error(&m, 16, x, ROWS, out[0]);
     const double wide = output_error(&m, 256, x, ROWS, out[0]);
@@ -391,25 +392,80 @@ static bool stop_after_some(void *context, const char *what, uint64_t done, uint
     return done < *(uint64_t *)context;
 }
 
-TEST(quantize_interrupted_leaves_nothing) {
+/* The files of two paths are equal; the first one is removed. */
+static bool same_and_removed(const char *a, const char *b) {
+    char command[2000];
+    snprintf(command, sizeof command, "cmp %s %s && rm %s", a, b, a);
+    return system(command) == 0;
+}
+
+/* Changes a byte of a file. */
+static void damage(const char *path, long at) {
+    FILE *f = fopen(path, "r+");
+    CHECK(f != NULL && fseek(f, at, SEEK_SET) == 0);
+    const int c = fgetc(f);
+    CHECK(c != EOF && fseek(f, at, SEEK_SET) == 0 && fputc(c ^ 1, f) != EOF && fclose(f) == 0);
+}
+
+/* Stopped at many places, with and without damage to what was kept: the same file in the end. */
+TEST(quantize_goes_on_after_an_interrupt) {
+    hepta_error err;
+    char dir[512], path[600], part[620], whole[600], model[512], tokenizer[512];
+    need_stories(model, tokenizer);
+    snprintf(dir, sizeof dir, "%s", test_tmp_dir());
+    snprintf(path, sizeof path, "%s/m.hepta", dir);
+    snprintf(part, sizeof part, "%s.part", path);
+    snprintf(whole, sizeof whole, "%s/whole.hepta", dir);
+    uint64_t limit = 0;
+    hepta_quantize_options o = {.bits = 2, /* rates need no measuring */
+                                .effort = HEPTA_EFFORT_FAST,
+                                .tokenizer_path = tokenizer,
+                                .progress_context = &limit};
+    CHECK_OK(hepta_quantize(model, whole, &o, &err));
+    o.progress = stop_after_some;
+    CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_INTERRUPTED);
+    CHECK_EQ_INT(test_count_files(dir), 1); /* not one tensor was done */
+    for (limit = 20000; limit < 250000; limit += 60000) {
+        CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_INTERRUPTED);
+        CHECK(strstr(err.message, "m.hepta.part keeps what is done") != NULL);
+        CHECK(access(part, R_OK) == 0 && access(path, F_OK) != 0);
+    }
+    o.progress = NULL;
+    CHECK_OK(hepta_quantize(model, path, &o, &err));
+    CHECK(same_and_removed(path, whole));
+    CHECK_EQ_INT(test_count_files(dir), 1);
+
+    /* Damaged data are made anew; a part of something else is refused and left alone. */
+    o.progress = stop_after_some;
+    limit = 200000;
+    CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_INTERRUPTED);
+    o.progress = NULL;
+    damage(part, 40000);
+    o.effort = HEPTA_EFFORT_GOOD;
+    CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_ARGUMENT);
+    CHECK(strstr(err.message, "m.hepta.part is part of a file from another model") != NULL);
+    o.effort = HEPTA_EFFORT_FAST;
+    o.bits = 8;
+    CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_ARGUMENT);
+    o.bits = 2;
+    CHECK_OK(hepta_quantize(model, path, &o, &err));
+    CHECK(same_and_removed(path, whole));
+    CHECK_EQ_INT(test_count_files(dir), 1);
+}
+
+TEST(quantize_disk_full) {
     hepta_error err;
     char dir[512], path[600], model[512], tokenizer[512];
     need_stories(model, tokenizer);
     snprintf(dir, sizeof dir, "%s", test_tmp_dir());
     snprintf(path, sizeof path, "%s/m.hepta", dir);
-    uint64_t limit = 100000;
-    hepta_quantize_options o = {.bits = 3.5,
-                                .tokenizer_path = tokenizer,
-                                .progress = stop_after_some,
-                                .progress_context = &limit};
-    CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_INTERRUPTED);
-    CHECK_EQ_INT(test_count_files(dir), 0);
+    hepta_quantize_options o = {
+        .bits = 2, .effort = HEPTA_EFFORT_FAST, .tokenizer_path = tokenizer};
     signal(SIGXFSZ, SIG_IGN);
     struct rlimit limits;
     CHECK(getrlimit(RLIMIT_FSIZE, &limits) == 0);
     limits.rlim_cur = 50000;
     CHECK(setrlimit(RLIMIT_FSIZE, &limits) == 0); /* a disk that fills up */
-    o.progress = NULL;
     CHECK_EQ_INT(hepta_quantize(model, path, &o, &err), HEPTA_ERROR_IO);
     limits.rlim_cur = RLIM_INFINITY;
     setrlimit(RLIMIT_FSIZE, &limits);

@@ -110,6 +110,17 @@ uint64_t file_writer_offset(const file_writer *w);
 /* Overwrites bytes written before (a header patched at the end). */
 hepta_status file_writer_patch(file_writer *w, uint64_t offset, const void *data, size_t n,
                                hepta_error *err);
+/*
+ * The same, but written to PATH.part, which stays when the process ends: opened as it is if it is
+ * there, and locked. The caller finds out what it holds (file_writer_read gives the bytes read),
+ * and where to go on; commit cuts it off there.
+ */
+hepta_status file_writer_open_part(const char *path, file_writer **out, hepta_error *err);
+const char *file_writer_part(const file_writer *w); /* its name; NULL: no such file */
+size_t file_writer_read(const file_writer *w, uint64_t offset, void *data, size_t n);
+hepta_status file_writer_go_on_at(file_writer *w, uint64_t offset, hepta_error *err);
+hepta_status file_writer_sync(file_writer *w, hepta_error *err); /* what is written, to the disk */
+void file_writer_keep(file_writer *w);                           /* frees w, leaves the file */
 hepta_status file_writer_commit(file_writer *w, hepta_error *err); /* frees w in any case */
 void file_writer_discard(file_writer *w);                          /* w may be NULL */
 /* Unlinks unfinished files of this process: async-signal-safe, for a Ctrl-C handler. */

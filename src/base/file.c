@@ -3,7 +3,8 @@
  *
  * A writer fills PATH.tmp-XXXXXX in the target's directory; commit flushes it to the disk,
  * renames it over PATH and flushes the directory. Names of unfinished files stand in a table
- * that a signal handler can walk without locks.
+ * that a signal handler can walk without locks. A file that is to outlive its process is
+ * PATH.part instead, in no table, locked against other writers.
  */
 #include "base/base.h"
 
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -94,7 +96,8 @@ static int unfinished_used[MAX_UNFINISHED];
 struct file_writer {
     char path[PATH_MAX]; /* links followed */
     int fd;
-    int slot;        /* in `unfinished`, which holds the temporary name */
+    int slot;        /* in `unfinished`, which holds the temporary name; -1: none */
+    char *part;      /* the name of a file that outlives this process; NULL: none */
     uint64_t offset; /* bytes written, those in the buffer included */
     size_t n_buffer;
     uint8_t *buffer;
@@ -127,6 +130,7 @@ static void writer_free(file_writer *w) {
         __atomic_store_n(&unfinished_used[w->slot], 0, __ATOMIC_RELEASE);
     }
     memory_free(w->buffer);
+    memory_free(w->part);
     memory_free(w);
 }
 
@@ -155,7 +159,7 @@ static bool follow_links(char *path) {
     return false;
 }
 
-hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *err) {
+static hepta_status writer_create(const char *path, file_writer **out, hepta_error *err) {
     struct stat st;
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) { /* renaming would replace /dev/null */
         return error_set(err, HEPTA_ERROR_IO, "%s: is %s; name a file to write", path,
@@ -166,22 +170,32 @@ hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *
         return error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path);
     }
     w->fd = -1;
-    w->slot = slot_take();
+    w->slot = -1;
     w->buffer = memory_alloc(BUFFER_SIZE, 1);
     hepta_status status = HEPTA_OK;
     if (w->buffer == NULL) {
         status = error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path);
-        goto done;
-    }
-    if (snprintf(w->path, PATH_MAX, "%s", path) >= PATH_MAX) {
+    } else if (snprintf(w->path, PATH_MAX, "%s", path) >= PATH_MAX) {
         status = error_set(err, HEPTA_ERROR_IO, "path of %zu bytes is too long", strlen(path));
-        goto done;
-    }
-    if (!follow_links(w->path)) {
+    } else if (!follow_links(w->path)) {
         status =
             error_set(err, HEPTA_ERROR_IO, "%s: cannot follow the link: %s", path, strerror(errno));
-        goto done;
     }
+    if (status != HEPTA_OK) {
+        writer_free(w);
+        return status;
+    }
+    *out = w;
+    return HEPTA_OK;
+}
+
+hepta_status file_writer_open(const char *path, file_writer **out, hepta_error *err) {
+    file_writer *w = NULL;
+    hepta_status status = writer_create(path, &w, err);
+    if (status != HEPTA_OK) {
+        return status;
+    }
+    w->slot = slot_take();
     if (w->slot < 0) {
         status = error_set(err, HEPTA_ERROR_IO, "%s: too many files being written at once", path);
         goto done;
@@ -209,6 +223,55 @@ done:
     return HEPTA_OK;
 }
 
+hepta_status file_writer_open_part(const char *path, file_writer **out, hepta_error *err) {
+    static const char suffix[] = ".part";
+    file_writer *w = NULL;
+    hepta_status status = writer_create(path, &w, err);
+    if (status != HEPTA_OK) {
+        return status;
+    }
+    const size_t n = strlen(w->path);
+    w->part = memory_alloc(n + sizeof suffix, 1);
+    if (w->part == NULL) {
+        status = error_set(err, HEPTA_ERROR_MEMORY, "out of memory opening %s", path);
+        goto done;
+    }
+    memcpy(w->part, w->path, n);
+    memcpy(w->part + n, suffix, sizeof suffix);
+    w->fd = open(w->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    struct stat st;
+    if (w->fd < 0 || fstat(w->fd, &st) != 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: cannot open: %s", w->part, strerror(errno));
+    } else if (!S_ISREG(st.st_mode)) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: not a regular file; remove it", w->part);
+    } else if (flock(w->fd, LOCK_EX | LOCK_NB) != 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: another process is writing it", w->part);
+    }
+done:
+    if (status != HEPTA_OK) {
+        writer_free(w);
+        return status;
+    }
+    *out = w;
+    return HEPTA_OK;
+}
+
+size_t file_writer_read(const file_writer *w, uint64_t offset, void *data, size_t n) {
+    size_t done = 0;
+    while (done < n) {
+        const ssize_t k = pread(w->fd, (uint8_t *)data + done, n - done, (off_t)(offset + done));
+        if (k <= 0 && !(k < 0 && errno == EINTR)) {
+            break;
+        }
+        done += k > 0 ? (size_t)k : 0;
+    }
+    return done;
+}
+
+const char *file_writer_part(const file_writer *w) {
+    return w->part;
+}
+
 static hepta_status write_at(file_writer *w, uint64_t offset, const uint8_t *data, size_t n,
                              hepta_error *err) {
     while (n > 0) {
@@ -217,9 +280,9 @@ static hepta_status write_at(file_writer *w, uint64_t offset, const uint8_t *dat
             continue;
         }
         if (k <= 0) {
-            return error_set(err, HEPTA_ERROR_IO,
-                             "%s: cannot write at byte %llu: %s; nothing was kept", w->path,
-                             (unsigned long long)offset, k < 0 ? strerror(errno) : "no progress");
+            return error_set(err, HEPTA_ERROR_IO, "%s: cannot write at byte %llu: %s%s", w->path,
+                             (unsigned long long)offset, k < 0 ? strerror(errno) : "no progress",
+                             w->part != NULL ? "" : "; nothing was kept");
         }
         data += k;
         offset += (uint64_t)k;
@@ -260,15 +323,40 @@ uint64_t file_writer_offset(const file_writer *w) {
     return w->offset;
 }
 
+hepta_status file_writer_go_on_at(file_writer *w, uint64_t offset, hepta_error *err) {
+    hepta_status status = flush(w, err);
+    w->offset = offset;
+    return status;
+}
+
+hepta_status file_writer_sync(file_writer *w, hepta_error *err) {
+    hepta_status status = flush(w, err);
+    if (status == HEPTA_OK && fsync(w->fd) != 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: cannot flush to the disk: %s", w->path,
+                           strerror(errno));
+    }
+    return status;
+}
+
+void file_writer_keep(file_writer *w) {
+    if (w != NULL) {
+        writer_free(w);
+    }
+}
+
 hepta_status file_writer_patch(file_writer *w, uint64_t offset, const void *data, size_t n,
                                hepta_error *err) {
     hepta_status status = flush(w, err);
     return status == HEPTA_OK ? write_at(w, offset, data, n, err) : status;
 }
 
+static const char *temporary_name(const file_writer *w) {
+    return w->part != NULL ? w->part : unfinished[w->slot];
+}
+
 void file_writer_discard(file_writer *w) {
     if (w != NULL) {
-        unlink(unfinished[w->slot]);
+        unlink(temporary_name(w));
         writer_free(w);
     }
 }
@@ -286,6 +374,10 @@ static void sync_directory_of(const char *path) {
 
 hepta_status file_writer_commit(file_writer *w, hepta_error *err) {
     hepta_status status = flush(w, err);
+    if (status == HEPTA_OK && w->part != NULL && ftruncate(w->fd, (off_t)w->offset) != 0) {
+        status = error_set(err, HEPTA_ERROR_IO, "%s: cannot cut to size: %s; nothing was kept",
+                           w->part, strerror(errno));
+    }
     if (status == HEPTA_OK && fsync(w->fd) != 0) {
         status =
             error_set(err, HEPTA_ERROR_IO, "%s: cannot flush to the disk: %s; nothing was kept",
@@ -299,7 +391,7 @@ hepta_status file_writer_commit(file_writer *w, hepta_error *err) {
                                w->path, strerror(errno));
         }
     }
-    if (status == HEPTA_OK && rename(unfinished[w->slot], w->path) != 0) {
+    if (status == HEPTA_OK && rename(temporary_name(w), w->path) != 0) {
         status = error_set(err, HEPTA_ERROR_IO, "%s: cannot rename into place: %s", w->path,
                            strerror(errno));
     }

@@ -11,7 +11,7 @@
  *
  * Weights are decided LAG blocks behind the newest: the paths that disagree with the best one there
  * are dropped. So errors of older blocks are common to all paths and reach the weights ahead as one
- * matrix product for sixteen rows (code_feedback.far).
+ * matrix product for ROWS rows (code_feedback.far).
  *
  * Floats are added in a fixed order, none fused; ties go to the first: the bytes do not depend on
  * the instruction set.
@@ -24,7 +24,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = 16, STATES_MAX = 1 << 14 };
+enum { ROWS = 32, STATES_MAX = 1 << 14 };
 
 typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float vec8 __attribute__((vector_size(32), aligned(4), may_alias));

@@ -298,6 +298,16 @@ hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs, co
 hepta_status gguf_writer_open(const char *path, const kv *kvs, size_t n_kvs, const tensor *tensors,
                               size_t n_tensors, hepta_writer **out, hepta_error *err);
 /*
+ * The same, in the file PATH.part, which outlives the process: if it is there, the first *n_done
+ * tensors are in it (their checksums were verified), and writing goes on with the next. `identity`:
+ * a digest of all that decides the tensors' bytes and is not in the header; a file with another
+ * identity or header is an error and left alone. The finished file is the same either way.
+ */
+hepta_status hepta_writer_resume(const char *path, const uint8_t identity[32], const kv *kvs,
+                                 size_t n_kvs, const tensor *tensors, size_t n_tensors,
+                                 hepta_writer **out, size_t *n_done, hepta_error *err);
+void hepta_writer_keep(hepta_writer *w); /* frees w, leaves PATH.part; w may be NULL */
+/*
  * Appends n bytes of the tensor at hand; tensors follow each other as listed, and a call does
  * not reach from one into the next. After an error only hepta_writer_discard makes sense.
  */

@@ -26,7 +26,17 @@ struct hepta_writer {
     arena memory;
     const char *path;
     const char **names; /* (n_tensors) */
+    uint64_t journal;   /* where in a part file the journal begins; 0: no part file */
+    uint64_t synced;    /* bytes that are on the disk */
 };
+
+/* The journal behind the data of a part file: what the file is to become, and what is there. */
+typedef struct journal_head {
+    uint8_t magic[32], identity[32], header[32]; /* header: its SHA-256, all digits '0' */
+} journal_head;
+
+static const uint8_t journal_magic[32] = "hepta part file 1";
+static const uint64_t sync_step = 64 << 20;
 
 /* ---- A growing buffer -------------------------------------------------- */
 
@@ -249,6 +259,13 @@ static void writer_free(hepta_writer *w) {
     memory_free(w);
 }
 
+void hepta_writer_keep(hepta_writer *w) {
+    if (w != NULL) {
+        file_writer_keep(w->file);
+        writer_free(w);
+    }
+}
+
 void hepta_writer_discard(hepta_writer *w) {
     if (w != NULL) {
         file_writer_discard(w->file);
@@ -313,9 +330,10 @@ static hepta_status check_names(const char *path, const kv *kvs, size_t n_kvs,
     return status;
 }
 
-static hepta_status writer_open(const char *path, bool plain, const kv *kvs, size_t n_kvs,
-                                const tensor *tensors, size_t n_tensors, hepta_writer **out,
-                                hepta_error *err) {
+/* All but the file. */
+static hepta_status writer_prepare(const char *path, bool plain, const kv *kvs, size_t n_kvs,
+                                   const tensor *tensors, size_t n_tensors, hepta_writer **out,
+                                   hepta_error *err) {
     hepta_writer *w = memory_alloc(1, sizeof *w);
     if (w == NULL) {
         return no_memory(path, err);
@@ -332,12 +350,6 @@ static hepta_status writer_open(const char *path, bool plain, const kv *kvs, siz
         w->header_size = b.n;
         status = b.failed ? no_memory(path, err) : HEPTA_OK;
     }
-    if (status == HEPTA_OK) {
-        status = file_writer_open(path, &w->file, err);
-    }
-    if (status == HEPTA_OK) {
-        status = file_writer_write(w->file, w->header, w->header_size, err);
-    }
     if (status != HEPTA_OK) {
         hepta_writer_discard(w);
         return status;
@@ -345,6 +357,123 @@ static hepta_status writer_open(const char *path, bool plain, const kv *kvs, siz
     sha256_start(&w->hash);
     *out = w;
     return HEPTA_OK;
+}
+
+static hepta_status writer_open(const char *path, bool plain, const kv *kvs, size_t n_kvs,
+                                const tensor *tensors, size_t n_tensors, hepta_writer **out,
+                                hepta_error *err) {
+    hepta_writer *w = NULL;
+    hepta_status status = writer_prepare(path, plain, kvs, n_kvs, tensors, n_tensors, &w, err);
+    if (status != HEPTA_OK) {
+        return status;
+    }
+    status = file_writer_open(path, &w->file, err);
+    if (status == HEPTA_OK) {
+        status = file_writer_write(w->file, w->header, w->header_size, err);
+    }
+    if (status != HEPTA_OK) {
+        hepta_writer_discard(w);
+        return status;
+    }
+    *out = w;
+    return HEPTA_OK;
+}
+
+/* The SHA-256 of n bytes of the part file at `offset`; false where it ends before. */
+static bool hash_part(const file_writer *file, uint64_t offset, uint64_t n, uint8_t digest[32]) {
+    uint8_t piece[16384];
+    sha256 hash;
+    sha256_start(&hash);
+    for (uint64_t done = 0; done < n;) {
+        const size_t k = n - done < sizeof piece ? (size_t)(n - done) : sizeof piece;
+        if (file_writer_read(file, offset + done, piece, k) != k) {
+            return false;
+        }
+        sha256_update(&hash, piece, k);
+        done += k;
+    }
+    sha256_finish(&hash, digest);
+    return true;
+}
+
+static void put_tensor_digest(hepta_writer *w, const uint8_t digest[32]) {
+    char hex[FORMAT_SHA256_HEX + 1];
+    sha256_hex(digest, hex);
+    memcpy(w->header + w->tensor_digits + w->at * (8 + FORMAT_SHA256_HEX), hex, FORMAT_SHA256_HEX);
+}
+
+/* Goes over what the part file says it holds, as far as it is true. */
+static uint64_t skip_finished(hepta_writer *w, size_t *n_done) {
+    uint64_t offset = w->header_size;
+    for (; w->at < w->n_tensors; w->at++) {
+        uint8_t noted[32], found[32];
+        const uint64_t entry = w->journal + sizeof(journal_head) + w->at * sizeof noted;
+        if (file_writer_read(w->file, entry, noted, sizeof noted) != sizeof noted ||
+            !hash_part(w->file, offset, w->n_bytes[w->at], found) ||
+            memcmp(noted, found, sizeof noted) != 0) {
+            break;
+        }
+        put_tensor_digest(w, found);
+        offset = round_up(offset + w->n_bytes[w->at], HEPTA_ALIGNMENT);
+    }
+    *n_done = w->at;
+    return offset;
+}
+
+hepta_status hepta_writer_resume(const char *path, const uint8_t identity[32], const kv *kvs,
+                                 size_t n_kvs, const tensor *tensors, size_t n_tensors,
+                                 hepta_writer **out, size_t *n_done, hepta_error *err) {
+    hepta_writer *w = NULL;
+    hepta_status status = writer_prepare(path, false, kvs, n_kvs, tensors, n_tensors, &w, err);
+    if (status != HEPTA_OK) {
+        return status;
+    }
+    w->journal = w->header_size;
+    for (size_t i = 0; i < n_tensors; i++) {
+        w->journal += round_up(w->n_bytes[i], HEPTA_ALIGNMENT);
+    }
+    journal_head head, there;
+    sha256 hash;
+    memcpy(head.magic, journal_magic, sizeof head.magic);
+    memcpy(head.identity, identity, sizeof head.identity);
+    sha256_start(&hash);
+    sha256_update(&hash, w->header, w->header_size);
+    sha256_finish(&hash, head.header);
+    status = file_writer_open_part(path, &w->file, err);
+    if (status != HEPTA_OK) {
+        hepta_writer_discard(w);
+        return status;
+    }
+    uint8_t byte;
+    *n_done = 0;
+    uint64_t offset = w->header_size;
+    const bool fresh = file_writer_read(w->file, 0, &byte, 1) == 0;
+    if (fresh) {
+        /* the journal first: a file that has none is refused */
+        status = file_writer_patch(w->file, w->journal, &head, sizeof head, err);
+        if (status == HEPTA_OK) {
+            status = file_writer_write(w->file, w->header, w->header_size, err);
+        }
+    } else if (file_writer_read(w->file, w->journal, &there, sizeof there) == sizeof there &&
+               memcmp(&there, &head, sizeof head) == 0) {
+        offset = skip_finished(w, n_done);
+    } else {
+        status = error_set(err, HEPTA_ERROR_ARGUMENT,
+                           "%s is part of a file from another model or with other options: remove "
+                           "it, or repeat the command that it was begun with",
+                           path_shown(file_writer_part(w->file)));
+    }
+    if (status == HEPTA_OK) {
+        status = file_writer_go_on_at(w->file, offset, err);
+    }
+    if (status != HEPTA_OK && fresh) {
+        hepta_writer_discard(w);
+    } else if (status != HEPTA_OK) {
+        hepta_writer_keep(w);
+    } else {
+        *out = w;
+    }
+    return status;
 }
 
 hepta_status hepta_writer_open(const char *path, const kv *kvs, size_t n_kvs, const tensor *tensors,
@@ -360,20 +489,26 @@ hepta_status gguf_writer_open(const char *path, const kv *kvs, size_t n_kvs, con
 /* All bytes of the tensor at hand are written: digits, padding, next tensor. */
 static hepta_status finish_tensor(hepta_writer *w, hepta_error *err) {
     static const uint8_t zeros[HEPTA_ALIGNMENT];
+    const uint64_t offset = file_writer_offset(w->file);
+    hepta_status status = file_writer_write(
+        w->file, zeros, (size_t)(round_up(offset, HEPTA_ALIGNMENT) - offset), err);
     if (!w->plain) {
         uint8_t digest[32];
-        char hex[FORMAT_SHA256_HEX + 1];
         sha256_finish(&w->hash, digest);
-        sha256_hex(digest, hex);
-        memcpy(w->header + w->tensor_digits + w->at * (8 + FORMAT_SHA256_HEX), hex,
-               FORMAT_SHA256_HEX);
+        put_tensor_digest(w, digest);
         sha256_start(&w->hash);
+        if (w->journal != 0 && status == HEPTA_OK) {
+            const uint64_t entry = w->journal + sizeof(journal_head) + w->at * sizeof digest;
+            status = file_writer_patch(w->file, entry, digest, sizeof digest, err);
+        }
+    }
+    if (w->journal != 0 && status == HEPTA_OK && offset - w->synced >= sync_step) {
+        status = file_writer_sync(w->file, err);
+        w->synced = offset;
     }
     w->at++;
     w->written = 0;
-    uint64_t offset = file_writer_offset(w->file);
-    return file_writer_write(w->file, zeros, (size_t)(round_up(offset, HEPTA_ALIGNMENT) - offset),
-                             err);
+    return status;
 }
 
 hepta_status hepta_writer_write(hepta_writer *w, const void *data, size_t n, hepta_error *err) {

@@ -145,6 +145,11 @@ typedef struct kernels {
 struct tensor;
 void kernels_tensor_row(const kernels *k, const struct tensor *t, uint64_t row, float *dst);
 
+/* k->matmul_f32() of many vectors, so few at a time that they stay in a cache for all rows. */
+void kernels_matmul_tiled(const kernels *k, const float *w, uint32_t n_rows, uint32_t n_cols,
+                          const float *x, size_t x_stride, uint32_t n_tokens, float *y,
+                          size_t y_stride);
+
 extern const kernels kernels_ref;
 #if defined(__x86_64__)
 extern const kernels kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_amx;

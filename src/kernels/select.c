@@ -221,3 +221,15 @@ void kernels_tensor_row(const kernels *k, const tensor *t, uint64_t row, float *
     const uint64_t row_bytes = t->n_bytes / (t->ne[1] * t->ne[2] * t->ne[3]);
     k->row_to_f32(t->type, t->data + row * row_bytes, (uint32_t)t->ne[0], dst);
 }
+
+void kernels_matmul_tiled(const kernels *k, const float *w, uint32_t n_rows, uint32_t n_cols,
+                          const float *x, size_t x_stride, uint32_t n_tokens, float *y,
+                          size_t y_stride) {
+    enum { TILE = 65536, LEAST = 8 }; /* floats, vectors */
+    uint32_t tile = TILE / (n_cols > 0 ? n_cols : 1) / LEAST * LEAST;
+    tile = tile > LEAST ? tile : LEAST;
+    for (uint32_t t = 0; t < n_tokens; t += tile) {
+        const uint32_t n = n_tokens - t < tile ? n_tokens - t : tile;
+        k->matmul_f32(w, n_rows, n_cols, x + t * x_stride, x_stride, n, y + t * y_stride, y_stride);
+    }
+}

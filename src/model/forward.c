@@ -16,6 +16,9 @@
 #include <math.h>
 #include <string.h>
 
+/* Rows that are converted to F32 at a time: each input is read once for all of them. */
+enum { FLOAT_ROWS = 32 };
+
 /* y (n - first, n_rows) = a x for tokens first .. n - 1 of the chunk; x (n, n_cols) is read if
  * the matrix is not packed. */
 typedef struct product {
@@ -53,10 +56,12 @@ uint32_t llama_width(const hepta_model *model) {
 }
 
 /* Enough for pack_input (2 * width floats), embed_token (2 * width floats and
- * KERNELS_SCRATCH_BYTES) and the rest, which use less. */
+ * KERNELS_SCRATCH_BYTES), FLOAT_ROWS of an unquantized matrix and the rest, which use less. */
 size_t llama_scratch_bytes(const hepta_model *model) {
     uint32_t width = llama_width(model);
     size_t vectors = (size_t)width * 2 * sizeof(float) + KERNELS_SCRATCH_BYTES(width);
+    size_t rows = model->info.quantized ? 0 : (size_t)width * FLOAT_ROWS * sizeof(float);
+    vectors = vectors > rows ? vectors : rows;
     size_t head = KERNELS_ATTENTION_SCRATCH_BYTES(model->info.head_dim);
     return (size_t)round_up(vectors > head ? vectors : head, 64);
 }
@@ -119,16 +124,19 @@ static void product_rows(void *context, size_t item, int thread) {
         return;
     }
     const float *x = p->x + (size_t)p->first * a->n_cols;
-    if (a->type == TENSOR_F32) {
-        const float *rows =
-            (const float *)(const void *)a->source->data + (size_t)begin * a->n_cols;
-        f->k->matmul_f32(rows, end - begin, a->n_cols, x, a->n_cols, n, p->y + begin, a->n_rows);
-        return;
-    }
-    float *row = thread_scratch(f, thread);
-    for (uint32_t r = begin; r < end; r++) {
-        kernels_tensor_row(f->k, a->source, r, row);
-        f->k->matmul_f32(row, 1, a->n_cols, x, a->n_cols, n, p->y + r, a->n_rows);
+    const uint32_t room = (uint32_t)(f->s->scratch_bytes / sizeof(float) / a->n_cols);
+    const uint32_t batch = room < FLOAT_ROWS ? room : FLOAT_ROWS;
+    for (uint32_t r = begin; r < end; r += batch) {
+        const uint32_t n_rows = end - r < batch ? end - r : batch;
+        const float *rows = thread_scratch(f, thread);
+        if (a->type == TENSOR_F32) {
+            rows = (const float *)(const void *)a->source->data + (size_t)r * a->n_cols;
+        }
+        for (uint32_t i = 0; a->type != TENSOR_F32 && i < n_rows; i++) {
+            float *row = thread_scratch(f, thread);
+            kernels_tensor_row(f->k, a->source, r + i, row + (size_t)i * a->n_cols);
+        }
+        kernels_matmul_tiled(f->k, rows, n_rows, a->n_cols, x, a->n_cols, n, p->y + r, a->n_rows);
     }
 }
 

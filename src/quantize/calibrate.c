@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { WINDOW = 512, ROWS = 16 };
+enum { WINDOW = 512, TOKENS = 1024, ROWS = 64 };
 
 struct calibration {
     hepta_model *model;
@@ -21,6 +21,7 @@ struct calibration {
     uint64_t seed;
     int threads;
     /* of a run: */
+    calibration_wants wants;
     calibration_fn fn;
     void *context;
     hepta_status status;
@@ -191,16 +192,38 @@ static uint32_t input_width(const hepta_model_info *i, llama_input input) {
                                     : i->n_embd;
 }
 
-/* xt (n_padded, n_tokens): the rotated inputs, one column a token. */
-static void turn(const calibration *c, const rotation *r, const float *x, float *xt,
-                 size_t n_tokens, float *scratch) {
+/* xt (n_padded, TOKENS): the rotated inputs of tokens first, first + 1 ..., one column each. */
+static void turn(const calibration *c, const rotation *r, const float *x, uint32_t first, float *xt,
+                 float *scratch) {
+    const uint32_t n = c->n - first < (uint32_t)TOKENS ? c->n - first : (uint32_t)TOKENS;
 #pragma omp parallel for num_threads(c->threads) schedule(static)
-    for (uint32_t t = 0; t < c->n; t++) {
+    for (uint32_t t = 0; t < (uint32_t)TOKENS; t++) {
         float *row = scratch + (size_t)omp_get_thread_num() * 2 * r->n_padded;
-        memcpy(row, x + (size_t)t * r->n, r->n * sizeof *row);
-        c->model->kernels->rotate(r, row, row + r->n_padded);
+        if (t < n) {
+            memcpy(row, x + (size_t)(first + t) * r->n, r->n * sizeof *row);
+            c->model->kernels->rotate(r, row, row + r->n_padded);
+        } else {
+            memset(row, 0, r->n_padded * sizeof *row);
+        }
         for (size_t k = 0; k < r->n_padded; k++) {
-            xt[k * n_tokens + t] = row[k];
+            xt[k * TOKENS + t] = row[k];
+        }
+    }
+}
+
+/* The products of columns [first, first + ROWS) of xt with all that are not before them. */
+static void add_products(const kernels *k, const float *xt, uint32_t first, uint32_t n, float *h) {
+    float y[ROWS * ROWS];
+    const uint32_t n_cols = n - first < (uint32_t)ROWS ? n - first : (uint32_t)ROWS;
+    for (uint32_t i = first; i < n; i += ROWS) {
+        const uint32_t n_rows = n - i < (uint32_t)ROWS ? n - i : (uint32_t)ROWS;
+        k->matmul_f32(xt + (size_t)first * TOKENS, n_cols, TOKENS, xt + (size_t)i * TOKENS, TOKENS,
+                      n_rows, y, ROWS);
+        for (uint32_t a = 0; a < n_rows; a++) {
+            float *row = h + (size_t)(i + a) * n + first;
+            for (uint32_t b = 0; b < n_cols; b++) {
+                row[b] += y[a * ROWS + b];
+            }
         }
     }
 }
@@ -212,23 +235,29 @@ static hepta_status add_input(calibration *c, uint32_t layer, llama_input input,
         return status;
     }
     const uint32_t n = r->n_padded;
-    const size_t n_tokens = (size_t)round_up(c->n, KERNELS_LANES);
-    float *xt = memory_alloc(n * n_tokens, sizeof *xt);
+    float *xt = memory_alloc((size_t)n * TOKENS, sizeof *xt);
     float *scratch = memory_alloc((size_t)c->threads * 2 * n, sizeof *scratch);
     float *h = memory_alloc((size_t)n * n, sizeof *h);
     if (xt == NULL || scratch == NULL || h == NULL) {
         status = error_set(c->err, HEPTA_ERROR_MEMORY, "no memory for the moments of %u inputs", n);
-    } else {
-        turn(c, r, x, xt, n_tokens, scratch);
+        goto done;
+    }
+    for (uint32_t first = 0; first < c->n; first += TOKENS) {
+        turn(c, r, x, first, xt, scratch);
 #pragma omp parallel for num_threads(c->threads) schedule(dynamic)
         for (uint32_t i = 0; i < n; i += ROWS) {
-            c->model->kernels->matmul_f32(xt + i * n_tokens, ROWS, (uint32_t)n_tokens, xt, n_tokens,
-                                          n, h + i, n);
+            add_products(c->model->kernels, xt, i, n, h);
         }
-        memory_free(xt);
-        xt = NULL;
-        status = c->fn(c->context, layer, input, &(moments){.n = n, .h = h});
     }
+    memory_free(xt);
+    xt = NULL;
+    for (size_t i = 0; i < n; i++) { /* the other half */
+        for (size_t k = i + 1; k < n; k++) {
+            h[i * n + k] = h[k * n + i];
+        }
+    }
+    status = c->fn(c->context, layer, input, &(moments){.n = n, .n_tokens = c->n, .h = h});
+done:
     memory_free(xt);
     memory_free(scratch);
     memory_free(h);
@@ -239,12 +268,14 @@ static hepta_status add_input(calibration *c, uint32_t layer, llama_input input,
 static void on_input(void *context, uint32_t layer, llama_input input, const float *x, uint32_t n) {
     calibration *c = context;
     (void)n;
-    if (c->status == HEPTA_OK) {
+    if (c->status == HEPTA_OK && c->wants(c->context, layer, input)) {
         c->status = add_input(c, layer, input, x);
     }
 }
 
-hepta_status calibration_run(calibration *c, calibration_fn fn, void *context, hepta_error *err) {
+hepta_status calibration_run(calibration *c, calibration_wants wants, calibration_fn fn,
+                             void *context, hepta_error *err) {
+    c->wants = wants;
     c->fn = fn;
     c->context = context;
     c->status = HEPTA_OK;

@@ -30,11 +30,15 @@ hepta_session *calibration_session(const calibration *c, uint32_t *n_tokens);
 typedef hepta_status (*calibration_fn)(void *context, uint32_t layer, llama_input input,
                                        const moments *m);
 
+/* Whether the moments of an input are wanted. */
+typedef bool (*calibration_wants)(void *context, uint32_t layer, llama_input input);
+
 /*
  * One pass of all tokens; `fn` is called as soon as an input is known and its moments are then
  * forgotten. Stops with the first status that is not HEPTA_OK.
  */
-hepta_status calibration_run(calibration *c, calibration_fn fn, void *context, hepta_error *err);
+hepta_status calibration_run(calibration *c, calibration_wants wants, calibration_fn fn,
+                             void *context, hepta_error *err);
 
 /*
  * The place of a matrix in the pass: layer * LLAMA_INPUTS + input of the inputs it is multiplied

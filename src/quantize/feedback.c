@@ -13,39 +13,63 @@
 #include <math.h>
 #include <string.h>
 
-enum { PANEL = 64, ROWS = 16 };
+enum { PANEL = 64, ROWS = 32, DEPTH = 512 };
 
-/* Columns [j, j + n_panel) of rows from j on, less the products of the columns before. */
+/*
+ * Columns [j, j + n_panel) of rows from j on, less the products of the columns before, DEPTH of
+ * them at a time.
+ */
 static void subtract_before(float *l, size_t n, size_t j, uint32_t n_panel, float *panel,
                             const kernels *k, int threads) {
-    if (j == 0) {
-        return;
+    for (size_t first = 0; first < j; first += DEPTH) {
+        const size_t depth = j - first < (size_t)DEPTH ? j - first : (size_t)DEPTH;
+        for (size_t r = 0; r < n_panel; r++) {
+            memcpy(panel + first * n_panel + r * depth, l + (j + r) * n + first,
+                   depth * sizeof *panel);
+        }
     }
-    for (size_t r = 0; r < n_panel; r++) {
-        memcpy(panel + r * j, l + (j + r) * n, j * sizeof *panel);
-    }
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (size_t i = j; i < n; i += ROWS) {
         float y[ROWS * PANEL];
         const uint32_t rows = n - i < ROWS ? (uint32_t)(n - i) : ROWS;
-        k->matmul_f32(panel, n_panel, (uint32_t)j, l + i * n, n, rows, y, PANEL);
-        for (size_t r = 0; r < rows; r++) {
-            for (size_t c = 0; c < n_panel; c++) {
-                l[(i + r) * n + j + c] -= y[r * PANEL + c];
+        for (size_t first = 0; first < j; first += DEPTH) {
+            const uint32_t depth = j - first < (size_t)DEPTH ? (uint32_t)(j - first) : DEPTH;
+            k->matmul_f32(panel + first * n_panel, n_panel, depth, l + i * n + first, n, rows, y,
+                          PANEL);
+            for (size_t r = 0; r < rows; r++) {
+                for (size_t c = 0; c < n_panel; c++) {
+                    l[(i + r) * n + j + c] -= y[r * PANEL + c];
+                }
             }
         }
     }
 }
 
-/* Row i of the panel at column j, up to its diagonal; `least` bounds the diagonal from below. */
-static void solve_row(float *l, size_t n, size_t j, size_t n_panel, size_t i, double least) {
-    for (size_t c = j; c < j + n_panel && c <= i; c++) {
-        double sum = (double)l[i * n + c];
-        for (size_t x = j; x < c; x++) {
-            sum -= (double)l[i * n + x] * (double)l[c * n + x];
+/* The rows of the panel at column j that its diagonal is in; `least` bounds that from below. */
+static void factor_panel(float *l, size_t n, size_t j, size_t n_panel, double least) {
+    for (size_t i = j; i < j + n_panel; i++) {
+        for (size_t c = j; c <= i; c++) {
+            double sum = (double)l[i * n + c];
+            for (size_t x = j; x < c; x++) {
+                sum -= (double)l[i * n + x] * (double)l[c * n + x];
+            }
+            l[i * n + c] =
+                (float)(c < i ? sum / (double)l[c * n + c] : sqrt(sum > least ? sum : least));
         }
-        l[i * n + c] =
-            (float)(c < i ? sum / (double)l[c * n + c] : sqrt(sum > least ? sum : least));
+    }
+}
+
+/* A row below them; above (PANEL, PANEL): transposed. */
+static void solve_row(float *row, size_t n_panel, const double *above) {
+    double rest[PANEL];
+    for (size_t c = 0; c < n_panel; c++) {
+        rest[c] = (double)row[c];
+    }
+    for (size_t c = 0; c < n_panel; c++) {
+        row[c] = (float)(rest[c] / above[c * PANEL + c]);
+        for (size_t x = c + 1; x < n_panel; x++) {
+            rest[x] -= (double)row[c] * above[c * PANEL + x];
+        }
     }
 }
 
@@ -54,12 +78,16 @@ static void cholesky(float *l, size_t n, double least, float *panel, const kerne
     for (size_t j = 0; j < n; j += PANEL) {
         const size_t n_panel = n - j < PANEL ? n - j : PANEL;
         subtract_before(l, n, j, (uint32_t)n_panel, panel, k, threads);
-        for (size_t i = j; i < j + n_panel; i++) {
-            solve_row(l, n, j, n_panel, i, least);
+        factor_panel(l, n, j, n_panel, least);
+        double above[PANEL * PANEL];
+        for (size_t c = 0; c < n_panel; c++) {
+            for (size_t x = c; x < n_panel; x++) {
+                above[c * PANEL + x] = (double)l[(j + x) * n + j + c];
+            }
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (size_t i = j + n_panel; i < n; i++) {
-            solve_row(l, n, j, n_panel, i, least);
+            solve_row(l + i * n + j, n_panel, above);
         }
     }
 }
@@ -107,10 +135,11 @@ static void fill(feedback *f, const float *l, size_t n, unsigned lag, float *mem
     f->code.far = f->far;
 }
 
-hepta_status feedback_create(const moments *m, double damping, unsigned lag, const kernels *k,
-                             int threads, feedback **out, hepta_error *err) {
+hepta_status feedback_create(const moments *m, unsigned lag, const kernels *k, int threads,
+                             feedback **out, hepta_error *err) {
     const size_t n = m->n, n_blocks = n / CODE_BLOCK;
     const double mean = mean_of_diagonal(m);
+    const double damping = 0.003 + 0.2 * (double)n / m->n_tokens;
     *out = NULL;
     if (!(mean > 0 && mean < (double)INFINITY)) {
         return HEPTA_OK;

@@ -7,9 +7,9 @@
 #include "code/code.h"
 #include "kernels/kernels.h"
 
-/* H (n, n): the sum of x x^T over the calibration tokens, x the rotated and padded input. */
+/* H (n, n): the sum of x x^T over n_tokens of the text, x the rotated and padded input. */
 typedef struct moments {
-    uint32_t n;
+    uint32_t n, n_tokens;
     const float *h;
 } moments;
 
@@ -22,11 +22,12 @@ typedef struct feedback {
 } feedback;
 
 /*
- * H + damping * mean * 1 = U D U^T. *out is NULL when H holds nothing to go by (zeros, or numbers
- * that overflowed). Same bits for any number of threads and instruction set.
+ * H + damping * mean * 1 = U D U^T; the fewer tokens H is made of, the more it is damped: what few
+ * inputs say about directions is chance (docs/QUALITY.md). *out is NULL when H holds nothing to go
+ * by (zeros, or numbers that overflowed). Same bits for any number of threads and instruction set.
  */
-hepta_status feedback_create(const moments *m, double damping, unsigned lag, const kernels *k,
-                             int threads, feedback **out, hepta_error *err);
+hepta_status feedback_create(const moments *m, unsigned lag, const kernels *k, int threads,
+                             feedback **out, hepta_error *err);
 void feedback_free(feedback *f);
 
 #endif

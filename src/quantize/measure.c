@@ -13,9 +13,10 @@
 #include "kernels/math.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
-enum { TOKENS = 2048 };
+enum { LEAST_TOKENS = 128, LEAST_GROUPS = 4 };
 
 static const double noise_power = 0.01;
 
@@ -26,6 +27,7 @@ typedef struct subject {
     double weights;   /* sum of |w_r|^2 */
     double x2, y2;    /* sums of |x|^2 and |y|^2 over the tokens, where it is multiplied */
     double looked_up; /* sum of |y|^2 where it is looked up */
+    size_t group;     /* number of the first subject that shares its pass */
 } subject;
 
 typedef struct study {
@@ -35,7 +37,7 @@ typedef struct study {
     uint32_t n; /* tokens */
     subject *subjects;
     size_t n_subjects;
-    const subject *noisy; /* NULL: the sums are taken */
+    const subject *noisy; /* the first of the group that has noise; NULL: the sums are taken */
     bool look_up;         /* the noise is for where it is looked up */
     float *base, *logits; /* (n, n_vocab) */
     double *divergence;   /* (n) */
@@ -58,31 +60,17 @@ static double noise(uint64_t i) {
     return ((double)(z >> 11) * 0x1p-53 - 0.5) * 3.4641016151377544;
 }
 
-static void take_sums(study *s, const matrix *a, const float *x, const float *y, uint32_t n) {
-    for (size_t i = 0; i < s->n_subjects; i++) {
-        subject *u = &s->subjects[i];
-        if (strcmp(u->t->name, a->source->name) != 0) {
-            continue;
-        }
-        if (x == NULL) {
-            u->looked_up = sum_of_squares(y, (size_t)n * a->n_cols);
-        } else {
-            u->x2 = sum_of_squares(x, (size_t)n * a->n_cols);
-            u->y2 = sum_of_squares(y, (size_t)n * a->n_rows);
-        }
+static void take_sums(subject *u, const matrix *a, const float *x, const float *y, uint32_t n) {
+    if (x == NULL) {
+        u->looked_up = sum_of_squares(y, (size_t)n * a->n_cols);
+    } else {
+        u->x2 = sum_of_squares(x, (size_t)n * a->n_cols);
+        u->y2 = sum_of_squares(y, (size_t)n * a->n_rows);
     }
 }
 
-static void on_output(void *context, const matrix *a, const float *x, float *y, uint32_t n) {
-    study *s = context;
-    const subject *u = s->noisy;
-    if (u == NULL) {
-        take_sums(s, a, x, y, n);
-        return;
-    }
-    if (strcmp(u->t->name, a->source->name) != 0 || (x == NULL) != s->look_up) {
-        return;
-    }
+static void add_noise(const study *s, const subject *u, const matrix *a, const float *x, float *y,
+                      uint32_t n) {
     const uint32_t width = x == NULL ? a->n_cols : a->n_rows;
     const double power = noise_power * u->y2 / (u->weights * u->x2);
 #pragma omp parallel for num_threads(s->options->threads) schedule(static)
@@ -95,6 +83,22 @@ static void on_output(void *context, const matrix *a, const float *x, float *y, 
             const double deviation = x == NULL ? level : level * u->row_norm[r];
             row[r] += (float)(deviation * noise((uint64_t)t * width + r));
         }
+    }
+}
+
+static void on_output(void *context, const matrix *a, const float *x, float *y, uint32_t n) {
+    study *s = context;
+    subject *u = s->subjects, *end = u + s->n_subjects;
+    while (u < end && strcmp(u->t->name, a->source->name) != 0) {
+        u++;
+    }
+    if (u == end) {
+        return;
+    }
+    if (s->noisy == NULL) {
+        take_sums(u, a, x, y, n);
+    } else if (s->subjects + u->group == s->noisy && (x == NULL) == s->look_up) {
+        add_noise(s, u, a, x, y, n);
     }
 }
 
@@ -162,23 +166,99 @@ static double divergence_of(study *s, const subject *u, bool look_up) {
     return d;
 }
 
-/* A file's matrix in terms of the measured: see measure.h. */
-static double sensitivity_of(study *s, const subject *u, const double *saved, bool tied) {
-    const uint32_t place = calibration_place(u->t->name, s->model->info.n_layer, tied);
-    double sum = 0;
-    if (u->x2 > 0 && u->y2 > 0 && u->weights > 0 && place != UINT32_MAX) {
-        const double relative = saved[place] * u->weights * u->x2 / ((double)u->t->ne[0] * u->y2);
-        sum += divergence_of(s, u, false) * relative;
+/* The tensors of the group that begins with u, in terms of the measured: see measure.h. */
+static void measure_group(study *s, const subject *u, const container *file, const double *saved,
+                          double *sensitivity) {
+    const bool tied = container_tensor(file, "output.weight") == NULL;
+    const subject *end = s->subjects + s->n_subjects;
+    uint32_t n_members = 0;
+    for (const subject *v = u; v < end; v++) {
+        n_members += s->subjects + v->group == u;
+    }
+    const double part = u->x2 > 0 ? divergence_of(s, u, false) / n_members : 0;
+    for (const subject *v = u; v < end; v++) {
+        const uint32_t place = calibration_place(v->t->name, s->model->info.n_layer, tied);
+        if (s->subjects + v->group == u && place != UINT32_MAX && v->y2 > 0 && v->weights > 0) {
+            sensitivity[v->t - file->tensors] +=
+                part * saved[place] * v->weights * v->x2 / ((double)v->t->ne[0] * v->y2);
+        }
     }
     if (u->looked_up > 0) {
-        sum += divergence_of(s, u, true);
+        sensitivity[u->t - file->tensors] += divergence_of(s, u, true);
     }
-    return sum;
 }
 
-static hepta_status study_open(study *s, const container *file, calibration **c, hepta_error *err) {
+/* Of blk.N.KIND: N, and KIND; NULL for other tensors. */
+static const char *kind_of(const char *name, uint32_t *layer) {
+    int end = 0;
+    return sscanf(name, "blk.%u.%n", layer, &end) == 1 && end > 0 ? name + end : NULL;
+}
+
+/* Tensors of one kind in `span` layers share a pass; how many passes there are. */
+static size_t share_passes(subject *subjects, size_t n, uint32_t span) {
+    size_t n_groups = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t layer = 0, other = 0;
+        const char *kind = kind_of(subjects[i].t->name, &layer);
+        size_t first = kind != NULL ? 0 : i;
+        for (; first < i; first++) {
+            const char *its = kind_of(subjects[first].t->name, &other);
+            if (its != NULL && strcmp(its, kind) == 0 && other / span == layer / span) {
+                break;
+            }
+        }
+        subjects[i].group = first;
+        n_groups += first == i;
+    }
+    return n_groups;
+}
+
+/* The matrices of the file and what is measured of them; 0 tokens: nothing is worth its while. */
+static hepta_status find_subjects(const container *file, const measure_budget *budget, study *s,
+                                  hepta_error *err) {
+    s->subjects = memory_alloc(file->n_tensors, sizeof *s->subjects);
+    if (s->subjects == NULL) {
+        return error_set(err, HEPTA_ERROR_MEMORY, "no memory for %zu tensors", file->n_tensors);
+    }
+    double n_weights = 0;
+    uint32_t n_layer = 0;
+    for (size_t i = 0; i < file->n_tensors; i++) {
+        if (file->tensors[i].n_dims == 2) {
+            uint32_t layer = 0;
+            s->subjects[s->n_subjects++].t = &file->tensors[i];
+            n_weights += (double)tensor_n_weights(&file->tensors[i]);
+            if (kind_of(file->tensors[i].name, &layer) != NULL && layer >= n_layer) {
+                n_layer = layer + 1;
+            }
+        }
+    }
+    s->n = 0;
+    for (uint32_t span = 1; span == 1 || (uint64_t)span * LEAST_GROUPS <= n_layer; span *= 2) {
+        /* one more for the unquantized model, one for a tied head */
+        const size_t passes = share_passes(s->subjects, s->n_subjects, span) + 2;
+        for (uint32_t n = budget->n_tokens; n >= LEAST_TOKENS; n /= 2) {
+            if (n_weights * (double)passes * n <= budget->work) {
+                s->n = n;
+                return HEPTA_OK;
+            }
+        }
+    }
+    return HEPTA_OK;
+}
+
+static void study_close(study *s) {
+    for (size_t i = 0; i < s->n_subjects; i++) {
+        memory_free(s->subjects[i].row_norm);
+    }
+    memory_free(s->subjects);
+    memory_free(s->base);
+    memory_free(s->logits);
+    memory_free(s->divergence);
+}
+
+static hepta_status study_open(study *s, calibration **c, hepta_error *err) {
     calibration_options o = *s->options;
-    o.n_tokens = o.n_tokens < TOKENS ? o.n_tokens : TOKENS;
+    o.n_tokens = s->n;
     hepta_status status = calibration_open(&o, c, err);
     if (status != HEPTA_OK) {
         return status;
@@ -189,60 +269,47 @@ static hepta_status study_open(study *s, const container *file, calibration **c,
     s->base = memory_alloc(n_logits, sizeof *s->base);
     s->logits = memory_alloc(n_logits, sizeof *s->logits);
     s->divergence = memory_alloc(s->n, sizeof *s->divergence);
-    s->subjects = memory_alloc(file->n_tensors, sizeof *s->subjects);
-    if (s->base == NULL || s->logits == NULL || s->divergence == NULL || s->subjects == NULL) {
+    if (s->base == NULL || s->logits == NULL || s->divergence == NULL) {
         return error_set(err, HEPTA_ERROR_MEMORY, "no memory for the logits of %u tokens", s->n);
-    }
-    for (size_t i = 0; i < file->n_tensors; i++) {
-        if (file->tensors[i].n_dims == 2) {
-            s->subjects[s->n_subjects++].t = &file->tensors[i];
-        }
     }
     return find_norms(s, err);
 }
 
-double measure_work(const container *file) {
-    double n_weights = 0, n_matrices = 0;
-    for (size_t i = 0; i < file->n_tensors; i++) {
-        if (file->tensors[i].n_dims == 2) {
-            n_weights += (double)tensor_n_weights(&file->tensors[i]);
-            n_matrices++;
-        }
-    }
-    return n_weights * n_matrices * TOKENS;
+hepta_status measure_pays(const container *file, const measure_budget *budget, bool *out,
+                          hepta_error *err) {
+    study s = {.options = NULL};
+    hepta_status status = find_subjects(file, budget, &s, err);
+    *out = s.n > 0;
+    study_close(&s);
+    return status;
 }
 
 hepta_status measure_sensitivity(const calibration_options *o, const container *file,
-                                 const double *saved, double *sensitivity,
-                                 hepta_progress_fn progress, void *progress_context,
-                                 hepta_error *err) {
+                                 const measure_budget *budget, const double *saved,
+                                 double *sensitivity, hepta_progress_fn progress,
+                                 void *progress_context, hepta_error *err) {
     study s = {.options = o};
     calibration *c = NULL;
-    hepta_status status = study_open(&s, file, &c, err);
+    hepta_status status = find_subjects(file, budget, &s, err);
+    if (status == HEPTA_OK) {
+        status = study_open(&s, &c, err);
+    }
     if (status == HEPTA_OK) {
         const llama_observer observer = {.output = on_output, .context = &s};
         llama_observe(s.session, s.n, s.base, &observer);
     }
-    const bool tied = container_tensor(file, "output.weight") == NULL;
     memset(sensitivity, 0, file->n_tensors * sizeof *sensitivity);
     for (size_t i = 0; i < s.n_subjects && status == HEPTA_OK; i++) {
-        const subject *u = &s.subjects[i];
-        sensitivity[u->t - file->tensors] = sensitivity_of(&s, u, saved, tied);
+        if (s.subjects[i].group == i) {
+            measure_group(&s, &s.subjects[i], file, saved, sensitivity);
+        }
         if (progress != NULL &&
             !progress(progress_context, "measuring sensitivities", i + 1, s.n_subjects)) {
             status = error_set(err, HEPTA_ERROR_INTERRUPTED,
-                               "interrupted measuring %s; nothing was "
-                               "kept",
-                               u->t->name);
+                               "interrupted measuring sensitivities; nothing was kept");
         }
     }
-    for (size_t i = 0; i < s.n_subjects; i++) {
-        memory_free(s.subjects[i].row_norm);
-    }
-    memory_free(s.subjects);
-    memory_free(s.base);
-    memory_free(s.logits);
-    memory_free(s.divergence);
+    study_close(&s);
     calibration_free(c);
     return status;
 }

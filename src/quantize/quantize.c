@@ -28,22 +28,29 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { ROWS_PER_THREAD = 64, MAX_THREADS = 4096, REFIT_ROWS = 16, PLAN_TOKENS = 4096 };
+enum {
+    ROWS_PER_THREAD = 64,
+    MAX_THREADS = 4096,
+    REFIT_ROWS = 32,
+    PLAN_TOKENS = 4096,
+    LEAST_TOKENS = 2048
+};
 
 /* What an effort means; docs/QUALITY.md has what each gives. */
 typedef struct effort {
-    uint32_t n_tokens;   /* of the calibration text */
-    unsigned width, lag; /* of the beam */
-    double measure_work; /* sensitivities are measured if they take no more multiplications */
+    uint32_t n_tokens;      /* of the calibration text, if one pass takes no more than */
+    double work;            /* ... so many multiplications; else less, down to LEAST_TOKENS */
+    unsigned width, lag;    /* of the beam */
+    double stretch;         /* of the row scales that it starts from: found by trial */
+    bool refits;            /* the row scales */
+    measure_budget measure; /* of sensitivities */
 } effort;
 
 static const effort efforts[] = {
-    [HEPTA_EFFORT_GOOD] = {16384, 128, 3, 1e14},
-    [HEPTA_EFFORT_FAST] = {4096, 32, 2, 0},
-    [HEPTA_EFFORT_BEST] = {32768, 512, 4, 1e300},
+    [HEPTA_EFFORT_GOOD] = {16384, 2e14, 128, 3, 1.06, true, {2048, 3e13}},
+    [HEPTA_EFFORT_FAST] = {4096, 1.4e13, 32, 2, 1.06, false, {512, 1e12}},
+    [HEPTA_EFFORT_BEST] = {32768, 1e300, 512, 4, 1.05, true, {2048, 1e300}},
 };
-
-static const double damping = 0.01;
 
 /* The engine alone reads no text: rows are then rounded for themselves. */
 #ifdef HEPTA_ENGINE_ONLY
@@ -87,8 +94,7 @@ static void release_pages(const uint8_t *data, uint64_t n) {
 static hepta_status progress(quantizer *q, const char *what) {
     if (q->options->progress != NULL &&
         !q->options->progress(q->options->progress_context, what, q->n_done, q->n_weights)) {
-        return error_set(q->err, HEPTA_ERROR_INTERRUPTED, "interrupted at %s; nothing was kept",
-                         what);
+        return error_set(q->err, HEPTA_ERROR_INTERRUPTED, "interrupted at %s", what);
     }
     return HEPTA_OK;
 }
@@ -290,9 +296,10 @@ static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation
     }
     const struct code_table *table = code_table_get((int)half_bits);
     const effort *f = &efforts[q->options->effort];
+    const double stretch = q->feedback != NULL ? f->stretch : 1;
 #pragma omp parallel for num_threads(q->threads) schedule(static)
     for (uint32_t i = 0; i < n; i++) {
-        double rms = row_rms(c->x + (size_t)i * r->n_padded, r->n_padded, r->n);
+        double rms = stretch * row_rms(c->x + (size_t)i * r->n_padded, r->n_padded, r->n);
         c->scale[i] = row_scale(rms, (double)table->unit);
     }
     hepta_status status =
@@ -305,7 +312,7 @@ static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation
         return status;
     }
     if (q->feedback != NULL) {
-        return refit_chunk(q, table, n, c, row_bytes);
+        return f->refits ? refit_chunk(q, table, n, c, row_bytes) : HEPTA_OK;
     }
 #pragma omp parallel for num_threads(q->threads) schedule(static)
     for (uint32_t i = 0; i < n; i++) {
@@ -528,9 +535,10 @@ static hepta_status write_place(quantizer *q, uint32_t place) {
     hepta_status status = HEPTA_OK;
     while (status == HEPTA_OK && q->n_written < q->in->n_tensors &&
            q->place[q->order[q->n_written]] == place) {
-        const size_t i = q->order[q->n_written++];
+        const size_t i = q->order[q->n_written];
         const tensor *t = &q->in->tensors[i];
         status = q->half_bits[i] != 0 ? write_packed(q, t, q->half_bits[i]) : write_f32(q, t);
+        q->n_written += status == HEPTA_OK;
     }
     return status;
 }
@@ -539,8 +547,7 @@ static hepta_status on_moments(void *context, uint32_t layer, llama_input input,
     quantizer *q = context;
     const effort *f = &efforts[q->options->effort];
     const uint32_t place = layer * LLAMA_INPUTS + (uint32_t)input;
-    hepta_status status =
-        feedback_create(m, damping, f->lag, q->kernels, q->threads, &q->feedback, q->err);
+    hepta_status status = feedback_create(m, f->lag, q->kernels, q->threads, &q->feedback, q->err);
     if (status == HEPTA_OK) {
         q->moments = m;
         status = write_place(q, place);
@@ -551,14 +558,27 @@ static hepta_status on_moments(void *context, uint32_t layer, llama_input input,
     return status;
 }
 
-static hepta_status calibrated_pass(quantizer *q, uint32_t n_tokens, calibration_fn fn,
-                                    void *context) {
+/* Of the calibration text. */
+static uint32_t tokens_of(const quantizer *q) {
+    const effort *f = &efforts[q->options->effort];
+    const double n = f->work / (double)q->n_weights;
+    return n >= f->n_tokens ? f->n_tokens : n > LEAST_TOKENS ? (uint32_t)n : LEAST_TOKENS;
+}
+
+static bool wants_moments(void *context, uint32_t layer, llama_input input) {
+    const quantizer *q = context;
+    const uint32_t place = layer * LLAMA_INPUTS + (uint32_t)input;
+    return q->n_written < q->in->n_tensors && q->place[q->order[q->n_written]] == place;
+}
+
+static hepta_status calibrated_pass(quantizer *q, uint32_t n_tokens, calibration_wants wants,
+                                    calibration_fn fn, void *context) {
     calibration_options o = q->calibration;
     o.n_tokens = n_tokens;
     calibration *c = NULL;
     hepta_status status = calibration_open(&o, &c, q->err);
     if (status == HEPTA_OK) {
-        status = calibration_run(c, fn, context, q->err);
+        status = calibration_run(c, wants, fn, context, q->err);
     }
     calibration_free(c);
     return status;
@@ -572,9 +592,8 @@ static hepta_status write_tensors(quantizer *q) {
     if (!calibrates) {
         return status;
     }
-    return status == HEPTA_OK
-               ? calibrated_pass(q, efforts[q->options->effort].n_tokens, on_moments, q)
-               : status;
+    return status == HEPTA_OK ? calibrated_pass(q, tokens_of(q), wants_moments, on_moments, q)
+                              : status;
 }
 
 /* ---- Rates ------------------------------------------------------------- */
@@ -584,12 +603,17 @@ typedef struct savings {
     double *saved; /* by place */
 } savings;
 
+static bool wants_saving(void *context, uint32_t layer, llama_input input) {
+    (void)context, (void)layer, (void)input;
+    return true;
+}
+
 static hepta_status note_saving(void *context, uint32_t layer, llama_input input,
                                 const moments *m) {
     savings *s = context;
     quantizer *q = s->q;
     feedback *f = NULL;
-    hepta_status status = feedback_create(m, damping, 1, q->kernels, q->threads, &f, q->err);
+    hepta_status status = feedback_create(m, 1, q->kernels, q->threads, &f, q->err);
     s->saved[layer * LLAMA_INPUTS + (uint32_t)input] = f != NULL ? f->saved : 1;
     feedback_free(f);
     return status;
@@ -598,14 +622,17 @@ static hepta_status note_saving(void *context, uint32_t layer, llama_input input
 /* sensitivity (n_tensors): see measure.h */
 static hepta_status measure(quantizer *q, double *sensitivity) {
     const size_t n_places = ((size_t)q->n_layer + 1) * LLAMA_INPUTS;
+    const uint32_t n_tokens = tokens_of(q),
+                   plan_tokens = n_tokens < PLAN_TOKENS ? n_tokens : PLAN_TOKENS;
     savings s = {.q = q, .saved = memory_alloc(n_places, sizeof *s.saved)};
     if (s.saved == NULL) {
         return error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory for %u layers", q->n_layer);
     }
-    hepta_status status = calibrated_pass(q, PLAN_TOKENS, note_saving, &s);
+    hepta_status status = calibrated_pass(q, plan_tokens, wants_saving, note_saving, &s);
     if (status == HEPTA_OK) {
-        status = measure_sensitivity(&q->calibration, q->in, s.saved, sensitivity,
-                                     q->options->progress, q->options->progress_context, q->err);
+        status = measure_sensitivity(&q->calibration, q->in, &efforts[q->options->effort].measure,
+                                     s.saved, sensitivity, q->options->progress,
+                                     q->options->progress_context, q->err);
     }
     memory_free(s.saved);
     return status;
@@ -620,8 +647,11 @@ static hepta_status find_rates(quantizer *q, uint32_t *half_bits) {
     if (o->plan_path != NULL) {
         status = plan_read(o->plan_path, in->tensors, in->n_tensors, half_bits, q->err);
     } else {
-        if (calibrates && measure_work(in) <= efforts[o->effort].measure_work && o->bits > 2 &&
-            o->bits < 8) {
+        bool pays = false;
+        if (calibrates && o->bits > 2 && o->bits < 8) {
+            status = measure_pays(in, &efforts[o->effort].measure, &pays, q->err);
+        }
+        if (pays) {
             sensitivity = memory_alloc(in->n_tensors, sizeof *sensitivity);
             if (sensitivity == NULL) {
                 status = error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory for a plan");
@@ -640,6 +670,75 @@ static hepta_status find_rates(quantizer *q, uint32_t *half_bits) {
     }
     memory_free(sensitivity);
     return status;
+}
+
+/* ---- Going on ---------------------------------------------------------- */
+
+static void hash_number(sha256 *hash, uint64_t x) {
+    uint8_t bytes[8];
+    for (int i = 0; i < 8; i++) {
+        bytes[i] = (uint8_t)(x >> (8 * i));
+    }
+    sha256_update(hash, bytes, sizeof bytes);
+}
+
+/* PIECES of the weights of each tensor, spread evenly: other weights differ nearly everywhere. */
+static void hash_weights(sha256 *hash, const container *in) {
+    enum { PIECES = 64, PIECE = 64 };
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        const tensor *t = &in->tensors[i];
+        hash_number(hash, t->type);
+        hash_number(hash, t->n_bytes);
+        for (uint64_t k = 0; k < PIECES && t->data != NULL; k++) {
+            const uint64_t at = (t->n_bytes > PIECE ? t->n_bytes - PIECE : 0) / (PIECES - 1) * k;
+            sha256_update(hash, t->data + at, t->n_bytes < PIECE ? (size_t)t->n_bytes : PIECE);
+        }
+    }
+}
+
+/* A digest of what decides the tensors of the output, beside its header. */
+static hepta_status find_identity(const quantizer *q, uint8_t digest[32]) {
+    sha256 hash;
+    sha256_start(&hash);
+    hash_number(&hash, (uint64_t)q->options->effort);
+    hash_weights(&hash, q->in);
+    if (q->options->calibration_path != NULL) {
+        file_map map;
+        hepta_status status = file_map_open(q->options->calibration_path, &map, q->err);
+        if (status != HEPTA_OK) {
+            return status;
+        }
+        sha256_update(&hash, map.data, map.size);
+        file_map_close(&map);
+    }
+    sha256_finish(&hash, digest);
+    return HEPTA_OK;
+}
+
+static hepta_status open_output(quantizer *q, const char *path, const tensor *described) {
+    uint8_t identity[32];
+    hepta_status status = find_identity(q, identity);
+    if (status == HEPTA_OK) {
+        status = hepta_writer_resume(path, identity, q->in->kvs, q->in->n_kvs, described,
+                                     q->in->n_tensors, &q->out, &q->n_written, q->err);
+    }
+    for (size_t i = 0; status == HEPTA_OK && i < q->n_written; i++) {
+        q->n_done += tensor_n_weights(&q->in->tensors[q->order[i]]);
+    }
+    return status;
+}
+
+/* An interrupt or a full disk leaves whole tensors that are worth keeping, other errors do not. */
+static void close_unfinished(quantizer *q, const char *path, hepta_status status) {
+    const bool keeps = status == HEPTA_ERROR_INTERRUPTED || status == HEPTA_ERROR_IO;
+    if (q->out == NULL || !keeps || q->n_written == 0) {
+        hepta_writer_discard(q->out);
+        return;
+    }
+    hepta_writer_keep(q->out);
+    const hepta_error before = q->err != NULL ? *q->err : (hepta_error){.status = status};
+    error_fill(q->err, status, "%s; %s.part keeps what is done: the same command goes on there",
+               before.message, path);
 }
 
 hepta_status hepta_quantize(const char *in_path, const char *out_path,
@@ -685,9 +784,11 @@ hepta_status hepta_quantize(const char *in_path, const char *out_path,
     q.calibration = (calibration_options){.model = in_path,
                                           .tokenizer = options->tokenizer_path,
                                           .text_path = options->calibration_path,
-                                          .n_tokens = efforts[options->effort].n_tokens,
                                           .rotation_seed = rotation_seed,
                                           .threads = q.threads};
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        q.n_weights += tensor_n_weights(&in->tensors[i]);
+    }
     find_order(&q);
     status = find_rates(&q, half_bits);
     if (status == HEPTA_OK) {
@@ -697,12 +798,9 @@ hepta_status hepta_quantize(const char *in_path, const char *out_path,
         goto done;
     }
     describe_output(&q, described);
-    status = hepta_writer_open(out_path, in->kvs, in->n_kvs, described, in->n_tensors, &q.out, err);
+    status = open_output(&q, out_path, described);
     if (status != HEPTA_OK) {
         goto done;
-    }
-    for (size_t i = 0; i < in->n_tensors; i++) {
-        q.n_weights += tensor_n_weights(&in->tensors[i]);
     }
     status = write_tensors(&q);
     if (status == HEPTA_OK) {
@@ -711,7 +809,7 @@ hepta_status hepta_quantize(const char *in_path, const char *out_path,
         status = hepta_writer_commit(w, err);
     }
 done:
-    hepta_writer_discard(q.out);
+    close_unfinished(&q, out_path, status);
     for (size_t i = 0; i < sizeof q.rotations / sizeof q.rotations[0]; i++) {
         rotation_free(q.rotations[i]);
     }
