@@ -66,10 +66,10 @@ bool memory_use_read(memory_use *out); /* false: no /proc here */
 
 /*
  * GB/s at which `threads` threads read a buffer at least eight times as big as the largest cache,
- * on huge pages where the system has them: the best of several passes, as it is a limit. 0 when
- * memory or threads are short.
+ * on huge pages where the system has them, in several passes. No samples when memory or threads are
+ * short.
  */
-double machine_read_bandwidth(int threads);
+samples machine_read_bandwidth(int threads);
 
 /* ---- Neighbours -------------------------------------------------------- */
 

@@ -547,8 +547,9 @@ int cli_bench_kernels(int argc, char **argv) {
     interrupt_catch();
     list_methods(&t);
     t.int8_peak = int8_peak();
-    t.bandwidth_1 = machine_read_bandwidth(1);
-    t.bandwidth_all = t.threads > 1 ? machine_read_bandwidth(t.threads) : t.bandwidth_1;
+    samples one = machine_read_bandwidth(1), all = machine_read_bandwidth(t.threads);
+    t.bandwidth_1 = samples_median(&one);
+    t.bandwidth_all = samples_median(&all);
     json_t *batch_list = json_array();
     hepta_status status = prepare(&p, &err);
     if (status == HEPTA_OK && !t.json) {

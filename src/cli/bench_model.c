@@ -281,21 +281,24 @@ static bool bench_one_sequence(bench *b) {
 
 /* Reading speed of the machine, and how much of it generation made use of. */
 static bool bench_bandwidth(bench *b) {
-    double weights, bandwidth = machine_read_bandwidth(b->threads);
+    double weights;
     if (!weight_bytes_per_token(b, &weights)) {
         return false;
     }
     double cache = cache_bytes_per_token(b, b->generate);
     if (b->threads > 1) {
-        results_add_value(&b->results, "read_bandwidth", 1, "GB/s", machine_read_bandwidth(1));
+        samples one = machine_read_bandwidth(1);
+        results_add(&b->results, "read_bandwidth", 1, "GB/s", &one);
     }
-    results_add_value(&b->results, "read_bandwidth", (uint32_t)b->threads, "GB/s", bandwidth);
+    samples bandwidth = machine_read_bandwidth(b->threads);
+    results_add(&b->results, "read_bandwidth", (uint32_t)b->threads, "GB/s", &bandwidth);
     results_add_value(&b->results, "weights_read", 1, "MB", weights * 1e-6);
     results_add_value(&b->results, "cache_read", 1, "MB", cache * 1e-6);
     const result *speed = results_find(&b->results, "generation", b->generate);
-    if (speed != NULL && bandwidth > 0) {
+    if (speed != NULL && bandwidth.n > 0) {
         results_add_value(&b->results, "bandwidth_used", 0, "%",
-                          100 * (weights + cache) * 1e-9 * speed->median / bandwidth);
+                          100 * (weights + cache) * 1e-9 * speed->median /
+                              samples_median(&bandwidth));
     }
     return !failed(b, HEPTA_OK);
 }

@@ -212,14 +212,14 @@ static void read_piece(void *context, size_t item, int thread) {
     __atomic_fetch_xor(&r->sum, sum, __ATOMIC_RELAXED);
 }
 
-double machine_read_bandwidth(int threads) {
+samples machine_read_bandwidth(int threads) {
     enum { PASSES = 7, MB = 1 << 20 };
     size_t n = 8 * machine_cache_bytes();
     n = n < (size_t)256 * MB ? (size_t)256 * MB : n > (size_t)2048 * MB ? (size_t)2048 * MB : n;
     n = n / MB * MB;
     void *data = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     team *readers = NULL;
-    double best = 0;
+    samples all = {.n = 0};
     if (data != MAP_FAILED && team_create(threads, &readers, NULL) == HEPTA_OK) {
         (void)madvise(data, n, MADV_HUGEPAGE);
         memset(data, 1, n);
@@ -227,16 +227,15 @@ double machine_read_bandwidth(int threads) {
         for (int pass = 0; pass < PASSES && !interrupted(); pass++) {
             double started = clock_seconds();
             team_each(readers, n / MB, read_piece, &r);
-            double speed = (double)n * 1e-9 / (clock_seconds() - started);
-            best = speed > best ? speed : best;
+            samples_add(&all, (double)n * 1e-9 / (clock_seconds() - started));
         }
-        best = r.sum == 0 ? best : 0; /* an even number of equal words: always 0 */
+        all.n = r.sum == 0 ? all.n : 0; /* an even number of equal words: always 0 */
     }
     team_free(readers);
     if (data != MAP_FAILED) {
         munmap(data, n);
     }
-    return best;
+    return all;
 }
 
 /* ---- Neighbours -------------------------------------------------------- */

@@ -212,16 +212,6 @@ const decoder *decoder_get_avx512(uint32_t half_bits) {
     return decoder_get(half_bits);
 }
 
-/* sum + products of unsigned v with signed x, four blocks of a row in each lane; x: 4 bytes that
- * all lanes share */
-static ALWAYS_INLINE __m512i add_products(__m512i sum, __m512i v, const uint8_t *x) {
-    /* gcc 12 copies every sum to another register before and back after the intrinsic */
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(v), "m"(*(const uint32_t *)x));
-    return sum;
-}
-
-/* ---- Products ---------------------------------------------------------- */
-
 enum {
     MAX_TOKENS = 16, /* of one pass over a strip: their sums are in registers */
     X_STRIDE = 68,   /* from a token's 64 activations to the next one's: not 64, for a core
@@ -229,27 +219,58 @@ enum {
 };
 
 /*
- * A strip's sums for T tokens, one lane for each row. x: groups of T x X_STRIDE bytes, activations
- * in the order of arrange().
+ * sum + products of unsigned v with signed x, four blocks of a row in each lane; at x + offset, a
+ * constant: 4 bytes that all lanes share. As assembly: gcc 12 copies every sum to another register
+ * and back around the intrinsic, and would compute all the addresses ahead.
  */
-static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
-                                    const uint8_t *codes, uint32_t n_blocks, const uint8_t *x,
-                                    __m512i sums[MAX_TOKENS]) {
-    /* Few tokens have several sums each, for a product waits for the one before. */
-    const int n_sets = T < 4 ? 4 / T : 1;
-    __m512i acc[MAX_TOKENS];
-    for (int i = 0; i < MAX_TOKENS; i++) {
-        acc[i] = _mm512_setzero_si512();
+static ALWAYS_INLINE __m512i add_products(__m512i sum, __m512i v, const uint8_t *x,
+                                          const int offset) {
+    __asm__("vpdpbusd %c3(%2)%{1to16%}, %1, %0"
+            : "+v"(sum)
+            : "v"(v), "r"(x), "i"(offset), "m"(*(const uint8_t(*)[MAX_TOKENS * X_STRIDE]) x));
+    return sum;
+}
+
+/* ---- Products ---------------------------------------------------------- */
+
+/* Strips that are decoded in turns, a group of each, for few tokens: a core reads memory faster in
+ * several places than in one. */
+enum { MAX_STREAMS = 4, STREAM_TOKENS = 4 };
+
+typedef struct stream {
+    const uint8_t *codes;
+    __m512i before[2];        /* load_group */
+    __m512i sums[MAX_TOKENS]; /* of a token: a lane for each row */
+} stream;
+
+/*
+ * The sums of a strip in each stream for T tokens. x: groups of T x X_STRIDE bytes, activations in
+ * the order of arrange().
+ */
+static ALWAYS_INLINE void dot_strips(const decoder *d, const int h, const int T, stream *streams,
+                                     uint32_t n_streams, uint32_t n_blocks, const uint8_t *x) {
+    /* Few tokens have two sums each, for a product waits for the one before. */
+    const int n_sets = T < 4 ? 2 : 1;
+    for (uint32_t s = 0; s < n_streams; s++) {
+        streams[s].before[0] = streams[s].before[1] = _mm512_setzero_si512();
+#pragma GCC unroll 16
+        for (int i = 0; i < T * n_sets; i++) {
+            streams[s].sums[i] = _mm512_setzero_si512();
+        }
     }
-    __m512i before[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     uint8_t wide[16 * GROUP_BYTES];
     for (uint32_t b = 0; b < n_blocks; b += PACKED_GROUP, x += (size_t)T * X_STRIDE) {
-        __m512i plane[18];
-        codes = load_group(h, codes, n_blocks - b, wide, before, plane);
+        for (stream *s = streams; s < streams + n_streams; s++) {
+            __m512i plane[18], sums[MAX_TOKENS];
+#pragma GCC unroll 16
+            for (int i = 0; i < T * n_sets; i++) {
+                sums[i] = s->sums[i];
+            }
+            const uint8_t *codes = load_group(h, s->codes, n_blocks - b, wide, s->before, plane);
 #define TOKEN(t, k)                                                                                \
     if (t < T) {                                                                                   \
         const int i = t + T * (k % n_sets);                                                        \
-        acc[i] = add_products(acc[i], v, x + X_STRIDE * t + 4 * k);                                \
+        sums[i] = add_products(sums[i], v, x, X_STRIDE * t + 4 * k);                               \
     }
 #define WEIGHT(k)                                                                                  \
     {                                                                                              \
@@ -265,26 +286,30 @@ static ALWAYS_INLINE void dot_strip(const decoder *d, const int h, const int T,
         TOKEN(8, k)                                                                                \
         TOKEN(9, k) TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k) TOKEN(14, k) TOKEN(15, k)  \
     }
-        EACH_WEIGHT(WEIGHT)
+            EACH_WEIGHT(WEIGHT)
 #undef WEIGHT
 #undef TOKEN
-        codes += (size_t)GROUP_BYTES * (size_t)h; /* gcc 12 spills if this is in load_group */
+            s->codes = codes + (size_t)GROUP_BYTES * (size_t)h;
+#pragma GCC unroll 16
+            for (int i = 0; i < T * n_sets; i++) {
+                s->sums[i] = sums[i];
+            }
+        }
     }
-    for (int t = 0; t < T; t++) {
-        sums[t] = acc[t];
-        for (int s = 1; s < n_sets; s++) {
-            sums[t] = _mm512_add_epi32(sums[t], acc[t + T * s]);
+    for (stream *s = streams; n_sets == 2 && s < streams + n_streams; s++) {
+        for (int t = 0; t < T; t++) {
+            s->sums[t] = _mm512_add_epi32(s->sums[t], s->sums[t + T]);
         }
     }
 }
 
-typedef void dot_fn(const decoder *d, const uint8_t *codes, uint32_t n_blocks, const uint8_t *x,
-                    __m512i *sums);
+typedef void dot_fn(const decoder *d, stream *streams, uint32_t n_streams, uint32_t n_blocks,
+                    const uint8_t *x);
 
 #define DOT(h, T)                                                                                  \
-    static void dot_##h##_##T(const decoder *d, const uint8_t *codes, uint32_t n_blocks,           \
-                              const uint8_t *x, __m512i *sums) {                                   \
-        dot_strip(d, h, T, codes, n_blocks, x, sums);                                              \
+    static void dot_##h##_##T(const decoder *d, stream *streams, uint32_t n_streams,               \
+                              uint32_t n_blocks, const uint8_t *x) {                               \
+        dot_strips(d, h, T, streams, n_streams, n_blocks, x);                                      \
     }
 #define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8) DOT(h, 12) DOT(h, 16)
 /* clang-format off */
@@ -311,30 +336,60 @@ static size_t pass_index(uint32_t n) {
     return i;
 }
 
-/* At most PASS_TOKENS tokens: their activations are arranged in scratch, 16 tokens after 16. */
-static void matmul_tokens(const packed_matrix *w, const decoder *d, uint32_t row_begin,
-                          uint32_t row_end, const activation *x, uint32_t n_tokens, float *y,
-                          size_t y_stride, uint8_t *scratch) {
+/* y for at most PASS_TOKENS tokens x, whose activations are arranged, 16 tokens after 16. */
+typedef struct product {
+    const packed_matrix *w;
+    const decoder *d;
+    const activation *x;
+    const uint8_t *arranged;
+    uint32_t n_tokens, row_end;
+    float *y;
+    size_t y_stride;
+} product;
+
+/* One strip of each of n_streams streams: rows from `row` on, from row + apart on, and so on. */
+static void matmul_strips(const product *p, uint32_t row, uint32_t apart, uint32_t n_streams) {
+    const packed_matrix *w = p->w;
     const uint32_t n_blocks = w->n_cols / CODE_BLOCK;
     const size_t n_groups = (n_blocks + PACKED_GROUP - 1) / PACKED_GROUP;
     const size_t strip_bytes = (size_t)PACKED_STRIP * n_blocks * w->half_bits;
     dot_fn *const *dot = dots[rate_index(w->half_bits)];
-    for (uint32_t t = 0; t < n_tokens; t++) {
-        const uint32_t first = t / MAX_TOKENS * MAX_TOKENS;
-        const size_t step = (size_t)pass_sizes[pass_index(n_tokens - first)] * X_STRIDE;
-        arrange(x[t].q, w->n_cols, scratch + (first * n_groups + (t - first)) * X_STRIDE, step);
-    }
-    for (uint32_t r = row_begin; r < row_end; r += PACKED_STRIP) {
-        const uint32_t n_rows = row_end - r < PACKED_STRIP ? row_end - r : PACKED_STRIP;
-        const uint8_t *codes = w->codes + r / PACKED_STRIP * strip_bytes;
-        for (uint32_t first = 0; first < n_tokens; first += MAX_TOKENS) {
-            const uint32_t n = n_tokens - first < MAX_TOKENS ? n_tokens - first : MAX_TOKENS;
-            __m512i sums[MAX_TOKENS];
-            dot[pass_index(n)](d, codes, n_blocks, scratch + first * n_groups * X_STRIDE, sums);
+    stream streams[MAX_STREAMS];
+    for (uint32_t first = 0; first < p->n_tokens; first += MAX_TOKENS) {
+        const uint32_t n = p->n_tokens - first < MAX_TOKENS ? p->n_tokens - first : MAX_TOKENS;
+        for (uint32_t s = 0; s < n_streams; s++) {
+            streams[s].codes = w->codes + (row + s * apart) / PACKED_STRIP * strip_bytes;
+        }
+        dot[pass_index(n)](p->d, streams, n_streams, n_blocks,
+                           p->arranged + first * n_groups * X_STRIDE);
+        for (uint32_t s = 0; s < n_streams; s++) {
+            const uint32_t r = row + s * apart;
+            const uint32_t n_rows = p->row_end - r < PACKED_STRIP ? p->row_end - r : PACKED_STRIP;
             for (uint32_t t = first; t < first + n; t++) {
-                store_rows(w, r, n_rows, &x[t], sums[t - first], y + t * y_stride);
+                store_rows(w, r, n_rows, &p->x[t], streams[s].sums[t - first],
+                           p->y + t * p->y_stride);
             }
         }
+    }
+}
+
+static void matmul_tokens(const product *p, uint32_t row_begin, uint8_t *scratch) {
+    const uint32_t n_cols = p->w->n_cols;
+    const size_t n_groups = ((size_t)n_cols + 63) / 64;
+    for (uint32_t t = 0; t < p->n_tokens; t++) {
+        const uint32_t first = t / MAX_TOKENS * MAX_TOKENS;
+        const size_t step = (size_t)pass_sizes[pass_index(p->n_tokens - first)] * X_STRIDE;
+        arrange(p->x[t].q, n_cols, scratch + (first * n_groups + (t - first)) * X_STRIDE, step);
+    }
+    const uint32_t n_strips = (p->row_end - row_begin + PACKED_STRIP - 1) / PACKED_STRIP;
+    const uint32_t n_streams = p->n_tokens > STREAM_TOKENS ? 1 : MAX_STREAMS;
+    const uint32_t n_turns = n_strips / n_streams; /* with a strip of each stream */
+    for (uint32_t turn = 0; turn < n_turns; turn++) {
+        matmul_strips(p, row_begin + PACKED_STRIP * turn, PACKED_STRIP * n_turns, n_streams);
+    }
+    if (n_strips > n_turns * n_streams) {
+        matmul_strips(p, row_begin + PACKED_STRIP * n_turns * n_streams, PACKED_STRIP,
+                      n_strips - n_turns * n_streams);
     }
 }
 
@@ -342,11 +397,16 @@ static void matmul_packed_avx512(const packed_matrix *w, uint32_t row_begin, uin
                                  const activation *x, uint32_t n_tokens, float *y, size_t y_stride,
                                  uint8_t *scratch) {
     assert(w->n_cols % 16 == 0 && w->n_cols <= KERNELS_MAX_COLS && row_begin % PACKED_STRIP == 0);
-    const decoder *d = decoder_get_avx512(w->half_bits);
+    product p = {.w = w,
+                 .d = decoder_get_avx512(w->half_bits),
+                 .arranged = scratch,
+                 .row_end = row_end,
+                 .y_stride = y_stride};
     for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
-        matmul_tokens(w, d, row_begin, row_end, x + t,
-                      n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS, y + t * y_stride,
-                      y_stride, scratch);
+        p.x = x + t;
+        p.y = y + t * y_stride;
+        p.n_tokens = n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS;
+        matmul_tokens(&p, row_begin, scratch);
     }
 }
 

@@ -11,6 +11,7 @@
 
 #include <assert.h>
 #include <immintrin.h>
+#include <stddef.h>
 #include <string.h>
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -18,9 +19,9 @@
     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 
 enum {
-    PASS_TOKENS = 64,     /* whose activations are arranged together */
-    GROUP_BYTES = 64,     /* of a plane, and of a token's activations */
-    PREFETCH_GROUPS = 16, /* how far ahead codes are fetched; they are read once, in order */
+    PASS_TOKENS = 64,    /* whose activations are arranged together */
+    GROUP_BYTES = 64,    /* of a plane, and of a token's activations */
+    PREFETCH_GROUPS = 8, /* how far ahead codes are fetched; they are read once, in order */
 };
 
 static inline __mmask16 first_lanes(uint32_t n) {
@@ -46,17 +47,35 @@ typedef struct decoder {
 /* avx512.c. half_bits: 4..8, 16. */
 const decoder *decoder_get_avx512(uint32_t half_bits);
 
-/* Values of weight k of each of a group's blocks; plane[j]: byte j - 2 of the blocks. */
+/*
+ * What the hash of weight k's window has of byte i of those that the window touches. As assembly:
+ * gcc 12 keeps matrices or their addresses in general registers, from which a broadcast takes a
+ * shuffle's time; from memory it takes none.
+ */
+static ALWAYS_INLINE __m512i hash_byte(const decoder *d, const int k, const int i, __m512i x) {
+    __m512i hash;
+    __asm__("vgf2p8affineqb $0, %c3(%2)%{1to8%}, %1, %0"
+            : "=v"(hash)
+            : "v"(x), "r"(d), "i"(offsetof(decoder, matrix) + 8 * (size_t)(3 * k + i)), "m"(*d));
+    return hash;
+}
+
+/*
+ * Values of weight k of each of a group's blocks; plane[j]: byte j - 2 of the blocks. Where 512-bit
+ * operations have two ports, transforms and shifts share one, lookups have the other: hence
+ * vpmultishiftqb, which goes with the lookups, for a shift.
+ */
 static ALWAYS_INLINE __m512i decode(const decoder *d, int h, int k, const __m512i *plane) {
-#define HASH(i)                                                                                    \
-    _mm512_gf2p8affine_epi64_epi8(p[i], _mm512_set1_epi64((long long)d->matrix[k][i]), 0)
     const __m512i *p = plane + 2 + WINDOW_BYTE(h, k);
-    const __m512i hash = WINDOW_SHIFT(h, k) == 0
-                             ? _mm512_xor_si512(HASH(0), HASH(1))
-                             : _mm512_ternarylogic_epi64(HASH(0), HASH(1), HASH(2), 0x96);
-#undef HASH
-    return _mm512_add_epi8(_mm512_permutexvar_epi8(_mm512_srli_epi16(hash, 2), d->high),
-                           _mm512_permutexvar_epi8(hash, d->low));
+    const __m512i hash =
+        WINDOW_SHIFT(h, k) == 0 /* then the older byte is p[0] as it is */
+            ? _mm512_xor_si512(p[0], hash_byte(d, k, 1, p[1]))
+            : _mm512_ternarylogic_epi64(hash_byte(d, k, 0, p[0]), hash_byte(d, k, 1, p[1]),
+                                        hash_byte(d, k, 2, p[2]), 0x96);
+    const __m512i shift_by_2 = _mm512_set1_epi64(0x3a322a221a120a02);
+    return _mm512_add_epi8(
+        _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(shift_by_2, hash), d->high),
+        _mm512_permutexvar_epi8(hash, d->low));
 }
 
 /* The last group of a row may have fewer than four blocks: puts zeros for those that lack. */
