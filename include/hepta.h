@@ -223,11 +223,19 @@ typedef enum hepta_effort {
     HEPTA_EFFORT_BEST
 } hepta_effort;
 
+/* Parts of the quantizer, to measure what each is worth. */
+enum {
+    HEPTA_WITHOUT_FEEDBACK = 1, /* each row is rounded for itself, by a full search */
+    HEPTA_WITHOUT_SCALES = 2,   /* row scales stay as for the code alone */
+    HEPTA_WITHOUT_PLAN = 4      /* bits by the kind of a matrix, nothing is measured */
+};
+
 typedef struct hepta_quantize_options {
     double bits;                /* 2 to 8: an upper limit for the whole file */
     int threads;                /* 0: as for sessions; the result does not depend on it */
     const char *tokenizer_path; /* NULL: the tokenizer that comes with the model */
     hepta_effort effort;
+    unsigned without;             /* 0, or HEPTA_WITHOUT_... added up */
     const char *calibration_path; /* a text like those the model will see; NULL: a built-in one */
     const char *plan_path;        /* bits per tensor from this file, not `bits`; may be NULL */
     const char *plan_out_path;    /* write the plan here; may be NULL */

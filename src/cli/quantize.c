@@ -53,6 +53,31 @@ static int quantize_plainly(const char *in, const char *out, const hepta_quantiz
     return EXIT_OK;
 }
 
+/* Names with commas between them. */
+static bool parse_without(const char *names, unsigned *out) {
+    static const struct {
+        const char *name;
+        unsigned part;
+    } parts[] = {{"feedback", HEPTA_WITHOUT_FEEDBACK},
+                 {"scales", HEPTA_WITHOUT_SCALES},
+                 {"plan", HEPTA_WITHOUT_PLAN}};
+    for (const char *p = names;; p++) {
+        const size_t n = strcspn(p, ",");
+        size_t i = 0;
+        while (i < 3 && (strlen(parts[i].name) != n || memcmp(parts[i].name, p, n) != 0)) {
+            i++;
+        }
+        if (i == 3) {
+            return false;
+        }
+        *out |= parts[i].part;
+        p += n;
+        if (*p == '\0') {
+            return true;
+        }
+    }
+}
+
 static bool parse_effort(const char *name, hepta_effort *out) {
     static const char *const names[] = {
         [HEPTA_EFFORT_GOOD] = "good", [HEPTA_EFFORT_FAST] = "fast", [HEPTA_EFFORT_BEST] = "best"};
@@ -83,6 +108,7 @@ static bool check_scheme(const char *name, scheme *plain, bool awq, const char *
                          : o->plan_path != NULL                ? "plan"
                          : o->plan_out_path != NULL            ? "plan-out"
                          : effort != NULL                      ? "effort"
+                         : o->without != 0                     ? "without"
                          : !awq && o->calibration_path != NULL ? "calibrate"
                                                                : NULL;
     if (unused != NULL) {
@@ -100,7 +126,7 @@ int cli_quantize(int argc, char **argv) {
     hepta_quantize_options options = {.bits = NOT_GIVEN};
     const char *out = NULL, *in = NULL, *scheme_name = NULL;
     scheme plain = {.group = 0};
-    const char *effort = NULL;
+    const char *effort = NULL, *without = NULL;
     bool quiet = false, awq = false;
     const option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &out, "FILE", "the .hepta file to write (needed)"},
@@ -119,6 +145,8 @@ int cli_quantize(int argc, char **argv) {
          "write the bits of each tensor to FILE"},
         {"effort", 0, OPTION_STRING, &effort, "E",
          "fast, good or best: time against quality (default good)"},
+        {"without", 0, OPTION_STRING, &without, "PARTS",
+         "leave out feedback, scales or plan (or several, with commas), to see what each is worth"},
         {"calibrate", 0, OPTION_STRING, &options.calibration_path, "FILE",
          "text like what the model will see (default: a built-in one)"},
         {"tokenizer", 0, OPTION_STRING, &options.tokenizer_path, "FILE",
@@ -149,6 +177,10 @@ int cli_quantize(int argc, char **argv) {
     }
     if (out == NULL) {
         fprintf(stderr, "hepta: name the file to write with -o OUT.hepta\n");
+        return EXIT_USAGE;
+    }
+    if (without != NULL && !parse_without(without, &options.without)) {
+        fprintf(stderr, "hepta: --without %s: expected feedback, scales, plan\n", without);
         return EXIT_USAGE;
     }
     if (!check_scheme(scheme_name, &plain, awq, effort, &options)) {

@@ -296,7 +296,8 @@ static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation
     }
     const struct code_table *table = code_table_get((int)half_bits);
     const effort *f = &efforts[q->options->effort];
-    const double stretch = q->feedback != NULL ? f->stretch : 1;
+    const bool fits = (q->options->without & HEPTA_WITHOUT_SCALES) == 0;
+    const double stretch = q->feedback != NULL && fits ? f->stretch : 1;
 #pragma omp parallel for num_threads(q->threads) schedule(static)
     for (uint32_t i = 0; i < n; i++) {
         double rms = stretch * row_rms(c->x + (size_t)i * r->n_padded, r->n_padded, r->n);
@@ -311,8 +312,9 @@ static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation
     if (status != HEPTA_OK) {
         return status;
     }
-    if (q->feedback != NULL) {
-        return f->refits ? refit_chunk(q, table, n, c, row_bytes) : HEPTA_OK;
+    if (q->feedback != NULL || !fits) {
+        return q->feedback != NULL && f->refits && fits ? refit_chunk(q, table, n, c, row_bytes)
+                                                        : HEPTA_OK;
     }
 #pragma omp parallel for num_threads(q->threads) schedule(static)
     for (uint32_t i = 0; i < n; i++) {
@@ -586,10 +588,11 @@ static hepta_status calibrated_pass(quantizer *q, uint32_t n_tokens, calibration
 
 static hepta_status write_tensors(quantizer *q) {
     hepta_status status = write_place(q, UINT32_MAX);
-    while (!calibrates && status == HEPTA_OK && q->n_written < q->in->n_tensors) {
+    const bool looks = calibrates && (q->options->without & HEPTA_WITHOUT_FEEDBACK) == 0;
+    while (!looks && status == HEPTA_OK && q->n_written < q->in->n_tensors) {
         status = write_place(q, q->place[q->order[q->n_written]]);
     }
-    if (!calibrates) {
+    if (!looks) {
         return status;
     }
     return status == HEPTA_OK ? calibrated_pass(q, tokens_of(q), wants_moments, on_moments, q)
@@ -648,7 +651,7 @@ static hepta_status find_rates(quantizer *q, uint32_t *half_bits) {
         status = plan_read(o->plan_path, in->tensors, in->n_tensors, half_bits, q->err);
     } else {
         bool pays = false;
-        if (calibrates && o->bits > 2 && o->bits < 8) {
+        if (calibrates && (o->without & HEPTA_WITHOUT_PLAN) == 0 && o->bits > 2 && o->bits < 8) {
             status = measure_pays(in, &efforts[o->effort].measure, &pays, q->err);
         }
         if (pays) {
@@ -700,7 +703,7 @@ static void hash_weights(sha256 *hash, const container *in) {
 static hepta_status find_identity(const quantizer *q, uint8_t digest[32]) {
     sha256 hash;
     sha256_start(&hash);
-    hash_number(&hash, (uint64_t)q->options->effort);
+    hash_number(&hash, (uint64_t)q->options->effort << 32 | q->options->without);
     hash_weights(&hash, q->in);
     if (q->options->calibration_path != NULL) {
         file_map map;
