@@ -44,6 +44,8 @@ TEST(cli_help_and_wrong_usage) {
     CHECK_RUN(2, "hepta run -p x -f y");
     CHECK_RUN(2, "hepta quantize x");
     CHECK_SAYS("-o OUT");
+    CHECK_RUN(2, "hepta quantize x -o y --without plan,all");
+    CHECK_SAYS("expected feedback, scales, plan");
     CHECK_RUN(2, "hepta perplexity x");
     CHECK_RUN(2, "hepta inspect a b");
     CHECK_SAYS("unexpected argument b");

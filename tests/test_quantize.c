@@ -295,6 +295,39 @@ TEST(quantize_same_bytes_for_any_thread_count) {
     }
 }
 
+/* Each part that can be left out makes a difference, and none breaks the promised size. */
+TEST(quantize_without_a_part) {
+    static const unsigned parts[] = {0, HEPTA_WITHOUT_FEEDBACK, HEPTA_WITHOUT_SCALES,
+                                     HEPTA_WITHOUT_PLAN};
+    enum { N = sizeof parts / sizeof parts[0] };
+    hepta_error err;
+    char dir[512], path[N][600], model[512], tokenizer[512];
+    need_stories(model, tokenizer);
+    snprintf(dir, sizeof dir, "%s", test_tmp_dir());
+    for (size_t i = 0; i < N; i++) {
+        const hepta_quantize_options o = {.bits = 3.5,
+                                          .effort = HEPTA_EFFORT_FAST,
+                                          .without = parts[i],
+                                          .tokenizer_path = tokenizer};
+        snprintf(path[i], sizeof path[i], "%s/%zu.hepta", dir, i);
+        CHECK_OK(hepta_quantize(model, path[i], &o, &err));
+        hepta_model *m;
+        hepta_model_info info;
+        CHECK_OK(hepta_model_open(path[i], &m, &err));
+        hepta_model_get_info(m, &info);
+        hepta_model_close(m);
+        CHECK(info.bits_per_weight > 3.3 && info.bits_per_weight <= 3.5);
+        for (size_t k = 0; k < i; k++) {
+            file_map a, b;
+            CHECK_OK(file_map_open(path[i], &a, &err));
+            CHECK_OK(file_map_open(path[k], &b, &err));
+            CHECK(a.size != b.size || memcmp(a.data, b.data, a.size) != 0);
+            file_map_close(&a);
+            file_map_close(&b);
+        }
+    }
+}
+
 TEST(quantize_files_verify_and_keep_their_size) {
     hepta_error err;
     char path[600];

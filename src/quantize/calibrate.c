@@ -228,6 +228,16 @@ static void add_products(const kernels *k, const float *xt, uint32_t first, uint
     }
 }
 
+/* Rows [first, first + ROWS) of h: their upper half from the columns below. */
+static void mirror(float *h, uint32_t n, uint32_t first) {
+    const uint32_t end = n - first < (uint32_t)ROWS ? n : first + ROWS;
+    for (uint32_t k = first + 1; k < n; k++) {
+        for (uint32_t i = first; i < end && i < k; i++) {
+            h[(size_t)i * n + k] = h[(size_t)k * n + i];
+        }
+    }
+}
+
 static hepta_status add_input(calibration *c, uint32_t layer, llama_input input, const float *x) {
     rotation *r = NULL;
     hepta_status status = rotation_create(input_width(&c->model->info, input), c->seed, &r, c->err);
@@ -251,10 +261,9 @@ static hepta_status add_input(calibration *c, uint32_t layer, llama_input input,
     }
     memory_free(xt);
     xt = NULL;
-    for (size_t i = 0; i < n; i++) { /* the other half */
-        for (size_t k = i + 1; k < n; k++) {
-            h[i * n + k] = h[k * n + i];
-        }
+#pragma omp parallel for num_threads(c->threads) schedule(dynamic)
+    for (uint32_t i = 0; i < n; i += ROWS) {
+        mirror(h, n, i);
     }
     status = c->fn(c->context, layer, input, &(moments){.n = n, .n_tokens = c->n, .h = h});
 done:

@@ -105,7 +105,16 @@ static float upper(const float *l, size_t n, size_t j, size_t k) {
     return l[(n - 1 - j) * n + n - 1 - k] / l[(n - 1 - k) * n + n - 1 - k];
 }
 
-static void fill(feedback *f, const float *l, size_t n, unsigned lag, float *memory) {
+/* U_jk of the weights k of block b with the weights j < known: (CODE_BLOCK, known). */
+static void fill_far(const float *l, size_t n, size_t b, size_t known, float *far) {
+    for (size_t j = 0; j < known; j++) {
+        for (size_t i = 0; i < CODE_BLOCK; i++) {
+            far[i * known + j] = upper(l, n, j, b * CODE_BLOCK + i);
+        }
+    }
+}
+
+static void fill(feedback *f, const float *l, size_t n, unsigned lag, float *memory, int threads) {
     const size_t ahead = (lag + 1) * (size_t)CODE_BLOCK;
     float *weight = memory, *near = weight + n, *far = near + n * ahead;
     double sum = 0;
@@ -122,13 +131,12 @@ static void fill(feedback *f, const float *l, size_t n, unsigned lag, float *mem
         }
     }
     for (size_t b = lag + 1; b < n / CODE_BLOCK; b++) {
-        const size_t known = (b - lag) * CODE_BLOCK;
         f->far[b] = far;
-        for (size_t k = b * CODE_BLOCK; k < (b + 1) * CODE_BLOCK; k++) {
-            for (size_t j = 0; j < known; j++) {
-                *far++ = upper(l, n, j, k);
-            }
-        }
+        far += (b - lag) * CODE_BLOCK * CODE_BLOCK;
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (size_t b = lag + 1; b < n / CODE_BLOCK; b++) {
+        fill_far(l, n, b, (b - lag) * CODE_BLOCK, memory + (f->far[b] - memory));
     }
     f->code.weight = weight;
     f->code.near = near;
@@ -169,7 +177,7 @@ hepta_status feedback_create(const moments *m, unsigned lag, const kernels *k, i
     cholesky(l, n, 0.5 * damping * mean, panel, k, threads);
     f->mean = mean;
     f->code = (code_feedback){.n = n, .lag = lag, .matmul = k->matmul_f32};
-    fill(f, l, n, lag, f->memory);
+    fill(f, l, n, lag, f->memory, threads);
     *out = f;
 done:
     memory_free(l);
