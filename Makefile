@@ -1,8 +1,9 @@
-# Hepta. Targets: all (default), demo, test, check, bench, compare, quality, install, engine, format, clean.
+# Hepta. Targets: all (default), demo, test, test-gpu, check, bench, compare, quality, install, engine, format, clean.
 #
 # Variables: CC, CFLAGS, LDFLAGS, BUILD (output folder), PREFIX, DESTDIR,
 # ENGINE_ONLY=1 (libraries without text and JSON: only a C compiler, make, libc and OpenMP),
-# WERROR=1 (warnings are errors, as in `make check`), SANITIZE=address,undefined or SANITIZE=thread.
+# WERROR=1 (warnings are errors, as in `make check`), SANITIZE=address,undefined or SANITIZE=thread,
+# CUDA=1 (also the backend for NVIDIA GPUs: nvcc; NVCC, CUDA_ARCHS), HIP=1 (for AMD's: hipcc, HIPCC).
 
 MAKEFLAGS += --no-builtin-rules
 VERSION := $(shell sed -n 's/^.define HEPTA_VERSION_M[AI][JN]OR \([0-9]*\)/\1/p;s/^.define HEPTA_VERSION_PATCH \([0-9]*\)/\1/p' include/hepta.h | paste -sd.)
@@ -32,7 +33,7 @@ FLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointe
 LINK_FLAGS := -fsanitize=$(SANITIZE)
 endif
 
-MODULES := base code format kernels model quantize
+MODULES := base code format gpu kernels model quantize
 PACKAGES :=
 ifdef ENGINE_ONLY
 FLAGS += -DHEPTA_ENGINE_ONLY
@@ -78,6 +79,41 @@ $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) $(CFLAGS) -c $< -o $@
 
+# GPU backends (docs/GPU.md): the same source for an emulated device, which the tests use.
+GPU_SOURCES := $(wildcard src/gpu/*.h src/gpu/*.cc) src/kernels/kernels.h src/kernels/math.h \
+	src/kernels/trig.h src/code/code.h include/hepta.h
+GPU_FLAGS := $(filter-out -std=c11 -Wstrict-prototypes -fopenmp -MMD -MP -DHEPTA_ENGINE_ONLY \
+	-fexcess-precision=standard,$(FLAGS)) -std=c++17 -fno-exceptions -fno-rtti
+CXX := g++
+NVCC ?= nvcc
+HIPCC ?= hipcc
+CUDA_ARCHS ?= 75 80 86 89 90
+CUDA_FLAGS := -std=c++17 -O3 -Iinclude -Isrc --fmad=false --prec-div=true --prec-sqrt=true --ftz=false \
+	-diag-suppress 177 --threads 0 -cudart static -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off \
+	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a) \
+	-gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
+HIP_FLAGS := -std=c++17 -O3 -Iinclude -Isrc -ffp-contract=off -fno-fast-math -fPIC -fvisibility=hidden \
+	-fhip-fp32-correctly-rounded-divide-sqrt
+
+ifdef CUDA
+all: $(BUILD)/libhepta-cuda.so
+endif
+ifdef HIP
+all: $(BUILD)/libhepta-hip.so
+endif
+
+$(BUILD)/libhepta-cuda.so: $(GPU_SOURCES) Makefile
+	@mkdir -p $(@D)
+	$(NVCC) $(CUDA_FLAGS) -x cu src/gpu/backend.cc -shared -o $@
+
+$(BUILD)/libhepta-hip.so: $(GPU_SOURCES) Makefile
+	@mkdir -p $(@D)
+	$(HIPCC) $(HIP_FLAGS) -x hip src/gpu/backend.cc -shared -o $@
+
+$(BUILD)/libhepta-emulated.so: $(GPU_SOURCES) Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(GPU_FLAGS) $(CFLAGS) -O2 src/gpu/backend.cc -shared $(LINK_FLAGS) $(LDFLAGS) -o $@
+
 $(BUILD)/libhepta.a: $(LIB_OBJECTS)
 	rm -f $@
 	$(AR) rcs $@ $^
@@ -111,6 +147,14 @@ ENGINE_TESTS := $(addprefix tests/,main.c amx_model.c test_base.c test_code.c te
 $(BUILD)/engine-test: $(ENGINE_TESTS:%.c=$(BUILD)/%.o) $(BUILD)/libhepta.a
 	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
+# What scripts/test-gpu runs, with ENGINE_ONLY=1 and HEPTA_TEST_DEVICE=cuda.
+GPU_TESTS := $(addprefix tests/,main.c test_gpu.c test_tiny_model.c)
+$(BUILD)/gpu-test: $(GPU_TESTS:%.c=$(BUILD)/%.o) $(BUILD)/libhepta.a
+	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
+$(BUILD)/gpu_table: $(BUILD)/tests/gpu_table.o $(BUILD)/libhepta.a
+	$(CC) -fopenmp $(LINK_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
 deps:
 	scripts/deps
 
@@ -118,7 +162,7 @@ clean:
 	rm -rf build build-*
 
 -include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
-	$(BUILD)/tests/logits_dump.d $(BUILD)/tests/tensor_dump.d
+	$(BUILD)/tests/logits_dump.d $(BUILD)/tests/tensor_dump.d $(BUILD)/tests/gpu_table.d
 
 # ---- What users and developers run --------------------------------------
 
@@ -136,8 +180,12 @@ test: # builds and passes every test
 	@$(MAKE) --no-print-directory run-tests HEPTA_PYTHON=.venv/bin/python
 
 .PHONY: run-tests
-run-tests: all $(BUILD)/test $(BUILD)/logits_dump $(BUILD)/tensor_dump
+run-tests: all $(BUILD)/test $(BUILD)/logits_dump $(BUILD)/tensor_dump $(BUILD)/libhepta-emulated.so
 	HEPTA_BUILD=$(BUILD) HEPTA_PYTHON=$(HEPTA_PYTHON) $(BUILD)/test $(TEST_FLAGS)
+
+.PHONY: test-gpu
+test-gpu: # one table about this machine's NVIDIA GPU: the same bits, speed, memory
+	@scripts/test-gpu
 
 check: # the gate before a commit: format, both compilers, warnings, tests, sanitizers, docs
 	@scripts/deps check
@@ -167,12 +215,14 @@ quality: $(BUILD)/hepta # the tables of docs/QUALITY.md; QUALITY_FLAGS="--llama-
 	$(or $(HEPTA_PYTHON),python3) bench/quality --build $(BUILD) $(QUALITY_FLAGS)
 
 format:
-	clang-format -i $(wildcard include/*.h src/*/*.[ch] tests/*.[ch] examples/*.c tools/*/*.[ch])
+	clang-format -i $(wildcard include/*.h src/*/*.[ch] src/gpu/*.cc tests/*.[ch] examples/*.c tools/*/*.[ch])
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig \
 		$(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/hepta
 	install -m 755 $(BUILD)/hepta $(DESTDIR)$(PREFIX)/bin/hepta
+	for b in cuda hip; do [ ! -e $(BUILD)/libhepta-$$b.so ] || \
+		install -m 755 $(BUILD)/libhepta-$$b.so $(DESTDIR)$(PREFIX)/lib/; done
 	install -m 644 include/hepta.h $(DESTDIR)$(PREFIX)/include/hepta.h
 	install -m 644 $(BUILD)/libhepta.a $(DESTDIR)$(PREFIX)/lib/libhepta.a
 	install -m 755 $(BUILD)/libhepta.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/
@@ -184,6 +234,7 @@ install: all
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/hepta $(DESTDIR)$(PREFIX)/include/hepta.h \
+		$(DESTDIR)$(PREFIX)/lib/libhepta-cuda.so $(DESTDIR)$(PREFIX)/lib/libhepta-hip.so \
 		$(DESTDIR)$(PREFIX)/lib/libhepta.a $(DESTDIR)$(PREFIX)/lib/libhepta.so* \
 		$(DESTDIR)$(PREFIX)/lib/pkgconfig/hepta.pc \
 		$(DESTDIR)$(PREFIX)/share/hepta/$(notdir $(MODEL))

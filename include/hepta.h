@@ -48,7 +48,8 @@ typedef enum hepta_status {
     HEPTA_ERROR_UNSUPPORTED, /* a valid file or request that this build cannot serve */
     HEPTA_ERROR_MEMORY,      /* allocation failed */
     HEPTA_ERROR_CONTEXT,     /* more tokens than the session's context holds */
-    HEPTA_ERROR_INTERRUPTED  /* a callback asked to stop */
+    HEPTA_ERROR_INTERRUPTED, /* a callback asked to stop */
+    HEPTA_ERROR_DEVICE       /* no GPU, no driver for it, or it is lost */
 } hepta_status;
 
 typedef struct hepta_error {
@@ -93,6 +94,27 @@ HEPTA_API void hepta_model_close(hepta_model *model);
 HEPTA_API hepta_status hepta_model_lock(hepta_model *model, hepta_error *err);
 HEPTA_API void hepta_model_get_info(const hepta_model *model, hepta_model_info *info);
 
+/* ---- Devices ----------------------------------------------------------- */
+
+typedef struct hepta_device_options {
+    const char *device; /* "cpu"; "cuda" or "cuda:1": a GPU; "auto": a GPU if one can take the
+                           model, else the CPU */
+    uint32_t layers; /* for the GPU, from the first on, the CPU computes the others; 0: what fits */
+    double memory;   /* bytes of the GPU's memory for weights; 0: nine tenths of what is free */
+    bool stream;     /* layers beyond that memory are copied to the GPU in every pass */
+} hepta_device_options;
+
+/*
+ * Chooses where sessions that are created afterwards compute; without it that is the CPU. Once for
+ * a model, and it must be quantized. The logits do not depend on it. HEPTA_ERROR_DEVICE: there is
+ * no such GPU, no driver or too old a one; HEPTA_ERROR_MEMORY. "auto" turns both into the CPU.
+ */
+HEPTA_API hepta_status hepta_model_use_device(hepta_model *model,
+                                              const hepta_device_options *options,
+                                              hepta_error *err);
+/* What was chosen, with the GPU's name and share, or the reason why "auto" took the CPU. */
+HEPTA_API const char *hepta_model_device(const hepta_model *model);
+
 /* ---- Session ----------------------------------------------------------- */
 
 typedef struct hepta_session hepta_session;
@@ -107,7 +129,7 @@ typedef enum hepta_cache_type {
 
 typedef struct hepta_session_options {
     uint32_t n_ctx;   /* positions held of each sequence; 0: the model's training context */
-    uint32_t n_batch; /* tokens processed together; 0: 64 */
+    uint32_t n_batch; /* tokens processed together; 0: 64, on a GPU 512 */
     int threads;      /* 0: physical cores this process may use */
     hepta_cache_type cache_type;
     uint32_t n_sequences; /* independent sequences, numbered from 0; 0: one */
@@ -150,7 +172,8 @@ HEPTA_API void hepta_session_truncate(hepta_session *session, uint32_t sequence,
 /* Tokens that the sequence holds. */
 HEPTA_API uint32_t hepta_session_position(const hepta_session *session, uint32_t sequence);
 HEPTA_API uint32_t hepta_session_context(const hepta_session *session);
-HEPTA_API size_t hepta_session_memory(const hepta_session *session); /* bytes held */
+/* Bytes held, those on a GPU included. */
+HEPTA_API size_t hepta_session_memory(const hepta_session *session);
 
 /* ---- Tokenizer --------------------------------------------------------- */
 

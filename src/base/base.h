@@ -72,11 +72,11 @@ static inline uint64_t round_up(uint64_t n, uint64_t multiple) {
 /* ---- Little-endian loads and stores ------------------------------------ */
 
 static inline uint16_t load_u16(const void *p) {
-    const uint8_t *b = p;
+    const uint8_t *b = (const uint8_t *)p; /* src/gpu is C++ */
     return (uint16_t)(b[0] | b[1] << 8);
 }
 static inline uint32_t load_u32(const void *p) {
-    const uint8_t *b = p;
+    const uint8_t *b = (const uint8_t *)p;
     return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
 }
 static inline uint64_t load_u64(const void *p) {

@@ -30,6 +30,8 @@ const char *hepta_status_name(hepta_status status) {
         return "context full";
     case HEPTA_ERROR_INTERRUPTED:
         return "interrupted";
+    case HEPTA_ERROR_DEVICE:
+        return "device error";
     }
     return "unknown status";
 }

@@ -10,6 +10,7 @@
 #include "base/base.h"
 #include "format/container.h"
 #include "kernels/kernels.h"
+#include "model/llama.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +27,7 @@ enum { FIRST_PROMPT = 32, MAX_BATCHES = 16, MIN_STEPS = 4 };
 typedef struct bench {
     const char *path, *kernels;
     hepta_cache_type cache;
+    device_choice device;
     uint32_t prompt, generate, chunk;
     uint32_t batch[MAX_BATCHES];
     size_t n_batches;
@@ -202,13 +204,20 @@ static bool bench_load(bench *b) {
         return false;
     }
     double opened = clock_seconds() - started;
+    started = clock_seconds();
+    if (failed(b, use_device(b->model, &b->device, &b->err))) {
+        return false;
+    }
+    double loaded = clock_seconds() - started;
+    const char *device = hepta_model_device(b->model);
     hepta_model_get_info(b->model, &b->info);
     if (b->results.table) {
         char cpu[128];
         machine_cpu(cpu, sizeof cpu);
-        printf("%s: %.3g G weights, %.3f bits per weight\n%s kernels, %d thread%s, %s cache, %s\n",
-               b->path, (double)b->info.n_weights * 1e-9, b->info.bits_per_weight, b->kernels,
-               b->threads, b->threads == 1 ? "" : "s", cache_name(b->cache), cpu);
+        printf(
+            "%s: %.3g G weights, %.3f bits per weight\n%s\n%s kernels, %d thread%s, %s cache, %s\n",
+            b->path, (double)b->info.n_weights * 1e-9, b->info.bits_per_weight, device, b->kernels,
+            b->threads, b->threads == 1 ? "" : "s", cache_name(b->cache), cpu);
         printf("\n%-16s %6s %12s %-9s %10s .. max of %d\n", "test", "size", "median", "", "min",
                b->runs);
     }
@@ -216,6 +225,9 @@ static bool bench_load(bench *b) {
         results_add_value(&b->results, "file_in_memory", 0, "%", cached);
     }
     results_add_value(&b->results, "open", 0, "ms", opened * 1e3);
+    if (strncmp(device, "CPU", 3) != 0) {
+        results_add_value(&b->results, "to_device", 0, "ms", loaded * 1e3);
+    }
     return true;
 }
 
@@ -279,26 +291,43 @@ static bool bench_one_sequence(bench *b) {
     return ok;
 }
 
-/* Reading speed of the machine, and how much of it generation made use of. */
-static bool bench_bandwidth(bench *b) {
-    double weights;
-    if (!weight_bytes_per_token(b, &weights)) {
-        return false;
+/* Bytes a second that the machine reads, or the GPU if the model is there; in GB/s. */
+static bool read_bandwidth(bench *b, double *out) {
+    const hepta_model *m = b->model;
+    double copied;
+    if (m->gpu != NULL) {
+        if (failed(b, m->gpu->bandwidth(m->gpu_number, out, &copied, &b->err))) {
+            return false;
+        }
+        *out *= 1e-9;
+        results_add_value(&b->results, "gpu_read_bandwidth", 0, "GB/s", *out);
+        results_add_value(&b->results, "gpu_copy_bandwidth", 0, "GB/s", copied * 1e-9);
+        return true;
     }
-    double cache = cache_bytes_per_token(b, b->generate);
     if (b->threads > 1) {
         samples one = machine_read_bandwidth(1);
         results_add(&b->results, "read_bandwidth", 1, "GB/s", &one);
     }
     samples bandwidth = machine_read_bandwidth(b->threads);
     results_add(&b->results, "read_bandwidth", (uint32_t)b->threads, "GB/s", &bandwidth);
+    *out = bandwidth.n > 0 ? samples_median(&bandwidth) : 0;
+    return true;
+}
+
+/* Reading speed, and how much of it generation made use of. */
+static bool bench_bandwidth(bench *b) {
+    double weights, bandwidth;
+    if (!weight_bytes_per_token(b, &weights) || !read_bandwidth(b, &bandwidth)) {
+        return false;
+    }
+    double cache = cache_bytes_per_token(b, b->generate);
     results_add_value(&b->results, "weights_read", 1, "MB", weights * 1e-6);
     results_add_value(&b->results, "cache_read", 1, "MB", cache * 1e-6);
     const result *speed = results_find(&b->results, "generation", b->generate);
-    if (speed != NULL && bandwidth.n > 0) {
+    if (speed != NULL && bandwidth > 0 && !strstr(hepta_model_device(b->model), "streamed") &&
+        (b->model->gpu == NULL || b->model->gpu_layers == b->info.n_layer)) {
         results_add_value(&b->results, "bandwidth_used", 0, "%",
-                          100 * (weights + cache) * 1e-9 * speed->median /
-                              samples_median(&bandwidth));
+                          100 * (weights + cache) * 1e-9 * speed->median / bandwidth);
     }
     return !failed(b, HEPTA_OK);
 }
@@ -321,11 +350,12 @@ static bool bench_all(bench *b) {
 static int print_bench_json(const bench *b) {
     char cpu[128];
     machine_cpu(cpu, sizeof cpu);
-    return print_json(
-        json_pack("{s:o,s:s,s:s,s:s,s:i,s:s,s:I,s:f,s:o}", "model", json_name(b->path), "cpu", cpu,
-                  "version", hepta_version(), "kernels", b->kernels, "threads", b->threads, "cache",
-                  cache_name(b->cache), "weights", (json_int_t)b->info.n_weights, "bits_per_weight",
-                  b->info.bits_per_weight, "results", results_json(&b->results)));
+    return print_json(json_pack("{s:o,s:s,s:s,s:s,s:s,s:i,s:s,s:I,s:f,s:o}", "model",
+                                json_name(b->path), "cpu", cpu, "device",
+                                hepta_model_device(b->model), "version", hepta_version(), "kernels",
+                                b->kernels, "threads", b->threads, "cache", cache_name(b->cache),
+                                "weights", (json_int_t)b->info.n_weights, "bits_per_weight",
+                                b->info.bits_per_weight, "results", results_json(&b->results)));
 }
 
 /* Quoted as RFC 4180 has it. */
@@ -420,6 +450,7 @@ int cli_bench_model(int argc, char **argv) {
         {"runs", 'r', OPTION_INT, &b.runs, "N", "runs of each test (default 5)"},
         {"threads", 't', OPTION_INT, &b.threads, "N", "threads (default: physical cores)"},
         {"cache", 0, OPTION_CACHE, &b.cache, "TYPE", "KV cache: f32 (default), f16 or q8"},
+        DEVICE_OPTIONS(b.device),
         {"chunk", 0, OPTION_U32, &b.chunk, "N",
          "tokens processed together (default: the engine's)"},
         {"busy", 0, OPTION_INT, &b.busy, "N", "measure again beside N processes that compute"},

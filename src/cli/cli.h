@@ -74,6 +74,28 @@ int options_parse(const command_spec *spec, int argc, char **argv, const char **
 
 const char *cache_name(hepta_cache_type type); /* "f32", "f16", "q8" */
 
+/* Where a command's model computes: NULL is "cpu". */
+typedef struct device_choice {
+    const char *name;
+    uint32_t layers;
+    double gib;
+    bool stream;
+} device_choice;
+
+#define DEVICE_OPTIONS(d)                                                                            \
+    {"device", 0, OPTION_STRING, &(d).name, "NAME", "cpu (default), cuda, cuda:N, or auto"},         \
+        {"gpu-layers", 0,   OPTION_U32,                                                              \
+         &(d).layers,  "N", "layers for the GPU; the CPU computes the others (default: what fits)"}, \
+        {"gpu-mem", 0,     OPTION_F64,                                                               \
+         &(d).gib,  "GIB", "memory of the GPU for weights (default: nine tenths of what is free)"},  \
+    {                                                                                                \
+        "gpu-stream", 0, OPTION_FLAG, &(d).stream, NULL,                                             \
+            "copy layers that do not fit to the GPU in every pass"                                   \
+    }
+
+/* hepta_model_use_device(); says on standard error when "auto" came to the CPU. */
+hepta_status use_device(hepta_model *model, const device_choice *d, hepta_error *err);
+
 /* ---- Reporting --------------------------------------------------------- */
 
 /* Prints "hepta: message" and returns the exit code that goes with the status. */

@@ -255,6 +255,7 @@ int cli_eval_humaneval(int argc, char **argv) {
         {"tokenizer", 0, OPTION_STRING, &o->model.tokenizer, "FILE",
          "tokenizer, where the model comes without one"},
         {"threads", 't', OPTION_INT, &o->model.threads, "N", "threads (default: physical cores)"},
+        DEVICE_OPTIONS(o->model.device),
         {"quiet", 'q', OPTION_FLAG, &o->quiet, NULL, "no progress"},
         {0},
     };

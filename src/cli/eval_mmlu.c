@@ -415,6 +415,7 @@ int cli_eval_mmlu(int argc, char **argv) {
         {"tokenizer", 0, OPTION_STRING, &o->model.tokenizer, "FILE",
          "tokenizer, where the model comes without one"},
         {"threads", 't', OPTION_INT, &o->model.threads, "N", "threads (default: physical cores)"},
+        DEVICE_OPTIONS(o->model.device),
         {"json", 0, OPTION_FLAG, &o->json, NULL, "print the result as JSON"},
         {"details", 0, OPTION_FLAG, &o->details, NULL,
          "as JSON, with the log-likelihood of every choice"},

@@ -31,6 +31,9 @@ hepta_status evaluator_open(evaluator *e, const evaluator_options *o, hepta_erro
     int32_t bos;
     hepta_status status = hepta_model_open(o->model, &e->model, err);
     if (status == HEPTA_OK) {
+        status = use_device(e->model, &o->device, err);
+    }
+    if (status == HEPTA_OK) {
         status = hepta_tokenizer_open(o->model, o->tokenizer, &e->tokenizer, err);
     }
     if (status == HEPTA_OK) {

@@ -31,6 +31,7 @@ typedef struct evaluator_options {
     const char *model, *tokenizer; /* tokenizer may be NULL */
     uint32_t ctx;                  /* 0: the training context */
     int threads;
+    device_choice device;
 } evaluator_options;
 
 /* Parses the arguments DATA [MODEL] and the options: the exit code, or below 0 to go on, catching

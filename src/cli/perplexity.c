@@ -27,6 +27,7 @@ typedef struct settings {
     const char *model, *tokenizer, *text, *base, *save;
     uint32_t ctx, stride, limit;
     int threads;
+    device_choice device;
     hepta_cache_type cache;
     bool json, quiet;
 } settings;
@@ -426,6 +427,9 @@ static hepta_status open_all(scorer *w, hepta_error *err) {
     hepta_model_info info = {0};
     hepta_status status = hepta_model_open(o->model, &w->model, err);
     if (status == HEPTA_OK) {
+        status = use_device(w->model, &o->device, err);
+    }
+    if (status == HEPTA_OK) {
         hepta_model_get_info(w->model, &info);
         w->n_vocab = info.n_vocab;
         status = hepta_tokenizer_open(o->model, o->tokenizer, &tokenizer, err);
@@ -561,6 +565,7 @@ int cli_perplexity(int argc, char **argv) {
          "tokenizer, where the model comes without one"},
         {"cache", 0, OPTION_CACHE, &o->cache, "TYPE", "KV cache: f32 (default), f16 or q8"},
         {"threads", 't', OPTION_INT, &o->threads, "N", "threads (default: physical cores)"},
+        DEVICE_OPTIONS(o->device),
         {"json", 0, OPTION_FLAG, &o->json, NULL, "print the result as JSON"},
         {"quiet", 'q', OPTION_FLAG, &o->quiet, NULL, "no progress"},
         {0},

@@ -374,11 +374,11 @@ static hepta_status run_windows(reporter *w, hepta_session *session, int32_t bos
     for (size_t at = 0; at < n && w->status == HEPTA_OK; at += room) {
         size_t k = n - at < room ? n - at : room;
         if (bos >= 0) {
-            session->chunk[0] = (llama_token){.id = bos};
+            session->chunk[0] = (gpu_token){.id = bos};
         }
         for (size_t i = 0; i < k; i++) {
             session->chunk[i + n_bos] =
-                (llama_token){.id = tokens[at + i], .position = (uint32_t)(i + n_bos)};
+                (gpu_token){.id = tokens[at + i], .position = (uint32_t)(i + n_bos)};
         }
         llama_observe(session, (uint32_t)(k + n_bos), NULL,
                       &(llama_observer){.input = observe, .context = w});

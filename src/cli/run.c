@@ -22,6 +22,7 @@ typedef struct settings {
     uint32_t n_predict, ctx;
     int threads;
     hepta_cache_type cache;
+    device_choice device;
     hepta_sampler_options sampler;
     string_list stop;
     bool lock, echo, special, stats, digest, json;
@@ -292,6 +293,7 @@ static int run_model(const settings *s, const char *prompt, size_t n_text) {
         .n_ctx = s->ctx, .n_batch = PROMPT_BATCH, .threads = s->threads, .cache_type = s->cache};
     if (hepta_model_open(s->model, &model, &err) != HEPTA_OK ||
         (s->lock && hepta_model_lock(model, &err) != HEPTA_OK) ||
+        use_device(model, &s->device, &err) != HEPTA_OK ||
         hepta_tokenizer_open(s->model, s->tokenizer, &g.tokenizer, &err) != HEPTA_OK ||
         hepta_session_create(model, &session, &g.session, &err) != HEPTA_OK) {
         code = report(&err);
@@ -348,6 +350,7 @@ int cli_run(int argc, char **argv) {
         {"cache", 0, OPTION_CACHE, &s.cache, "TYPE", "KV cache: f32 (default), f16 or q8"},
         {"stop", 0, OPTION_LIST, &s.stop, "TEXT", "stop before this text (may be repeated)"},
         {"threads", 't', OPTION_INT, &s.threads, "N", "threads (default: physical cores)"},
+        DEVICE_OPTIONS(s.device),
         {"tokenizer", 0, OPTION_STRING, &s.tokenizer, "FILE",
          "tokenizer, where the model comes without one"},
         {"mlock", 0, OPTION_FLAG, &s.lock, NULL, "keep the whole model in memory"},

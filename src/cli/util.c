@@ -142,6 +142,20 @@ json_t *json_name(const char *name) {
     return json_text(name, strlen(name));
 }
 
+/* ---- Devices ----------------------------------------------------------- */
+
+hepta_status use_device(hepta_model *model, const device_choice *d, hepta_error *err) {
+    const hepta_device_options options = {.device = d->name != NULL ? d->name : "cpu",
+                                          .layers = d->layers,
+                                          .memory = d->gib * 0x1p30,
+                                          .stream = d->stream};
+    hepta_status status = hepta_model_use_device(model, &options, err);
+    if (status == HEPTA_OK && strncmp(options.device, "auto", 4) == 0) {
+        fprintf(stderr, "hepta: device: %s\n", hepta_model_device(model));
+    }
+    return status;
+}
+
 /* ---- Interrupts -------------------------------------------------------- */
 
 static volatile sig_atomic_t n_interrupts;

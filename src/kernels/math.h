@@ -22,15 +22,19 @@
 #error "Hepta's results are bit-exact: build without -ffast-math"
 #endif
 
+#ifndef MATH_INLINE /* src/gpu: functions that kernels call */
+#define MATH_INLINE static inline
+#endif
+
 #define MATH_NAN_BITS 0x7fc00000u /* the one NaN the engine writes */
 
-static inline uint32_t math_bits_f32(float x) {
+MATH_INLINE uint32_t math_bits_f32(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
     return u;
 }
 
-static inline float math_from_bits_f32(uint32_t u) {
+MATH_INLINE float math_from_bits_f32(uint32_t u) {
     float x;
     memcpy(&x, &u, sizeof x);
     return x;
@@ -42,7 +46,7 @@ static inline float math_from_bits_f32(uint32_t u) {
  */
 #define MATH_ROUND_F32 0x1.8p23f
 
-static inline float math_round_f32(float x) {
+MATH_INLINE float math_round_f32(float x) {
     return (x + MATH_ROUND_F32) - MATH_ROUND_F32;
 }
 
@@ -63,7 +67,7 @@ static inline float math_round_f32(float x) {
 #define MATH_EXP_C5 0x1.123a2p-7f
 #define MATH_EXP_C6 0x1.6a23dp-10f
 
-static inline float math_exp_f32(float x) {
+MATH_INLINE float math_exp_f32(float x) {
     x = x < MATH_EXP_MIN ? MATH_EXP_MIN : x; /* NaN stays NaN */
     x = x > MATH_EXP_MAX ? MATH_EXP_MAX : x;
     float z = x * MATH_EXP_LOG2E + MATH_ROUND_F32;
@@ -91,7 +95,7 @@ static inline float math_exp_f32(float x) {
 double math_exp_f64(double x);
 double math_log_f64(double x);
 double math_pow_f64(double base, double exponent); /* base > 0; error grows with |log result| */
-void math_sin_cos_f64(double x, double *sine, double *cosine);
+void math_sin_cos_f64(double x, double *sine, double *cosine); /* trig.h */
 
 /* sin and cos of k/m of a full turn; the reduction is exact. m >= 1. */
 void math_sin_cos_turn(uint64_t k, uint64_t m, double *sine, double *cosine);

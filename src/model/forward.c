@@ -186,7 +186,22 @@ static const rotation *rotation_of(const matrix *a, const matrix *b, const matri
 
 /* ---- Embedding and norms ----------------------------------------------- */
 
-/* x = the token's row of the embedding matrix; cosines and sines of RoPE for its position */
+/* cosines and sines of RoPE for the token's position */
+static void turn_token(void *context, size_t t, int thread) {
+    const forward *f = context;
+    hepta_session *s = f->s;
+    const uint32_t half = f->m->n_rot / 2;
+    const double position = (double)s->chunk[t].position;
+    for (uint32_t i = 0; i < half; i++) {
+        double sine, cosine;
+        math_sin_cos_f64(position * f->m->rope_frequency[i], &sine, &cosine);
+        s->rope_sin[t * half + i] = (float)sine;
+        s->rope_cos[t * half + i] = (float)cosine;
+    }
+    (void)thread;
+}
+
+/* x = the token's row of the embedding matrix */
 static void embed_token(void *context, size_t t, int thread) {
     const forward *f = context;
     hepta_session *s = f->s;
@@ -201,14 +216,7 @@ static void embed_token(void *context, size_t t, int thread) {
     } else {
         kernels_tensor_row(f->k, a->source, token, x);
     }
-    const uint32_t half = f->m->n_rot / 2;
-    const double position = (double)s->chunk[t].position;
-    for (uint32_t i = 0; i < half; i++) {
-        double sine, cosine;
-        math_sin_cos_f64(position * f->m->rope_frequency[i], &sine, &cosine);
-        s->rope_sin[t * half + i] = (float)sine;
-        s->rope_cos[t * half + i] = (float)cosine;
-    }
+    turn_token(context, t, thread);
 }
 
 /* x += h if f->add; h = rmsnorm(x) * gain */
@@ -237,8 +245,8 @@ static void norm_input(forward *f, bool add, const float *gain, const rotation *
 /* The cache of the layer's KV head in token t's sequence. */
 static const kv_cache *cache_of(const forward *f, size_t t, uint32_t head) {
     const hepta_session *s = f->s;
-    const size_t plane =
-        (s->one_layer ? 0 : (size_t)f->layer) * s->n_sequences + s->chunk[t].sequence;
+    const size_t layer = s->one_layer ? 0 : f->layer - f->m->gpu_layers;
+    const size_t plane = layer * s->n_sequences + s->chunk[t].sequence;
     return &s->caches[plane * f->m->info.n_head_kv + head];
 }
 
@@ -431,7 +439,8 @@ static void head_forward(forward *f) {
     each_token(f, f->m->info.n_vocab / 50, canonical_logits);
 }
 
-static void pass(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits) {
+/* The layers from `first` on; those before it have left s->x and s->h. */
+static void pass(hepta_session *s, uint32_t first, uint32_t n, uint32_t n_logits, float *logits) {
     forward f = {.s = s, .m = s->model, .k = s->model->kernels, .n = n, .logits = logits};
     const uint32_t n_layer = f.m->info.n_layer;
     const llama_observer *o = s->observer;
@@ -441,11 +450,11 @@ static void pass(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits)
     fenv_t environment;
     fegetenv(&environment);
     fesetenv(FE_DFL_ENV);
-    each_token(&f, f.m->info.n_embd, embed_token);
+    each_token(&f, f.m->info.n_embd, first == 0 ? embed_token : turn_token);
     if (o != NULL && o->output != NULL) {
         o->output(o->context, &f.m->embedding, NULL, s->x, n);
     }
-    for (f.layer = 0; f.layer < n_layer; f.layer++) {
+    for (f.layer = first; f.layer < n_layer; f.layer++) {
         f.first = o != NULL || f.layer + 1 < n_layer ? 0 : n - n_logits;
         layer_forward(&f);
     }
@@ -458,12 +467,22 @@ static void pass(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits)
     fesetenv(&environment);
 }
 
-void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits) {
-    pass(s, n, n_logits, logits);
+hepta_status llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits,
+                           hepta_error *err) {
+    const hepta_model *m = s->model;
+    if (s->gpu != NULL) {
+        hepta_status status =
+            m->gpu->forward(s->gpu, s->chunk, n, n_logits, s->x, s->h, logits, err);
+        if (status != HEPTA_OK || m->gpu_layers == m->info.n_layer) {
+            return status;
+        }
+    }
+    pass(s, s->gpu != NULL ? m->gpu_layers : 0, n, n_logits, logits);
+    return HEPTA_OK;
 }
 
 void llama_observe(hepta_session *s, uint32_t n, float *logits, const llama_observer *observer) {
     s->observer = observer;
-    pass(s, n, logits != NULL ? n : 0, logits);
+    pass(s, 0, n, logits != NULL ? n : 0, logits);
     s->observer = NULL;
 }

@@ -512,6 +512,9 @@ hepta_status hepta_model_lock(hepta_model *model, hepta_error *err) {
 
 void hepta_model_close(hepta_model *model) {
     if (model != NULL) {
+        if (model->gpu != NULL) {
+            model->gpu->model_free(model->gpu_model);
+        }
         for (size_t i = 0; i < model->n_rotations; i++) {
             rotation_free(model->rotations[i]);
         }

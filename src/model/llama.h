@@ -12,6 +12,7 @@
 #define MODEL_LLAMA_H
 
 #include "format/container.h"
+#include "gpu/gpu.h"
 #include "kernels/kernels.h"
 #include "model/team.h"
 
@@ -50,6 +51,11 @@ struct hepta_model {
     matrix head;              /* (n_vocab, n_embd), the embedding if tied */
     rotation *rotations[LLAMA_MAX_ROTATIONS];
     size_t n_rotations;
+    const gpu_backend *gpu; /* NULL: the CPU computes everything */
+    gpu_model *gpu_model;
+    int gpu_number;
+    uint32_t gpu_layers; /* the first layers, on the GPU */
+    char device[256];    /* hepta_model_device() */
     arena memory;
 };
 
@@ -72,29 +78,25 @@ typedef struct llama_observer {
     void *context;
 } llama_observer;
 
-/* A token of the chunk that a pass computes. */
-typedef struct llama_token {
-    int32_t id;
-    uint32_t sequence, position;
-} llama_token;
-
 /*
- * The buffers of a session. T = n_batch tokens; a row of a buffer is one token's vector, one
- * after the other. `heads` = n_head * head_dim, `heads_kv` = n_head_kv * head_dim.
+ * The buffers of a session. T = n_batch tokens (0 for those that a GPU has, if it has all layers);
+ * a row of a buffer is one token's vector, one after the other. `heads` = n_head * head_dim,
+ * `heads_kv` = n_head_kv * head_dim.
  */
 struct hepta_session {
     const hepta_model *model;
     uint32_t n_sequences, n_ctx, n_batch;
     team *team;
     hepta_cache_type cache_type;
-    bool one_layer; /* the layers share a cache: for llama_observe() */
-    void *memory;   /* everything below */
+    bool one_layer;   /* the layers share a cache: for llama_observe() */
+    gpu_session *gpu; /* caches and buffers of the layers that are on a GPU; NULL: none are */
+    void *memory;     /* everything below */
     size_t memory_bytes;
 
     uint32_t *positions;        /* (n_sequences) tokens in the cache */
-    llama_token *chunk;         /* (T) */
+    gpu_token *chunk;           /* (T) the tokens that a pass computes */
     uint32_t *tiles;            /* (T + 1) first tokens of the runs that share reads of the cache */
-    kv_cache *caches;           /* (n_layer, n_sequences, n_head_kv) */
+    kv_cache *caches;           /* (the CPU's layers, n_sequences, n_head_kv) */
     void *k_cache, *v_cache;    /* what they hold */
     float *cache_scales;        /* Q8: their scales */
     float *x;                   /* (T, n_embd) residual stream */
@@ -116,9 +118,11 @@ struct hepta_session {
 /*
  * forward.c: computes the n <= n_batch tokens of s->chunk and stores their keys and values; logits
  * (n_logits, n_vocab) of the last n_logits of them. Of one sequence, a token's positions before
- * it are in the cache or in the chunk. Cannot fail: the caller has checked ids and room.
+ * it are in the cache or in the chunk. The caller has checked ids and room: only a GPU can fail,
+ * HEPTA_ERROR_DEVICE.
  */
-void llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits);
+hepta_status llama_forward(hepta_session *s, uint32_t n, uint32_t n_logits, float *logits,
+                           hepta_error *err);
 
 /* hepta_session_create(), with a cache that holds one layer alone if `one_layer`. */
 hepta_status llama_session_create(const hepta_model *model, const hepta_session_options *options,

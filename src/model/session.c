@@ -9,7 +9,7 @@
 
 #include <inttypes.h>
 
-enum { DEFAULT_BATCH = 64, PIECE_ALIGNMENT = 64, HEAD_ROTATION_SEED = 0 };
+enum { DEFAULT_BATCH = 64, DEFAULT_GPU_BATCH = 512, PIECE_ALIGNMENT = 64, HEAD_ROTATION_SEED = 0 };
 
 /* One piece of the block: where its pointer goes and how large it is. */
 typedef struct piece {
@@ -45,12 +45,13 @@ static bool allocate(hepta_session *s, const piece *pieces, size_t n) {
 static bool allocate_buffers(hepta_session *s) {
     const hepta_model *m = s->model;
     const hepta_model_info *i = &m->info;
-    const uint64_t T = s->n_batch, heads = (uint64_t)i->n_head * i->head_dim;
+    const uint32_t n_layer = s->gpu != NULL ? i->n_layer - m->gpu_layers : i->n_layer;
+    const uint64_t T = n_layer > 0 ? s->n_batch : 0, heads = (uint64_t)i->n_head * i->head_dim;
     const uint64_t heads_kv = (uint64_t)i->n_head_kv * i->head_dim;
     /* n_ctx, n_sequences, T < 2^31; head_dim, n_head_kv, n_layer < 2^18: products stay below 2^64
      */
     const uint64_t n_caches =
-        (s->one_layer ? 1 : (uint64_t)i->n_layer) * i->n_head_kv * s->n_sequences;
+        (s->one_layer ? 1 : (uint64_t)n_layer) * i->n_head_kv * s->n_sequences;
     const uint64_t cache_bytes =
         round_up(kv_bytes(s->cache_type, i->head_dim, s->n_ctx), PIECE_ALIGNMENT);
     const uint64_t n_scales = s->cache_type == HEPTA_CACHE_Q8 ? round_up(s->n_ctx, KV_TILE) : 0;
@@ -58,7 +59,7 @@ static bool allocate_buffers(hepta_session *s) {
         *attention, *gate, *up, *cosine, *sine, *quantized, *activations, *scratch;
     const piece pieces[] = {
         {&positions, s->n_sequences, sizeof(uint32_t)},
-        {&chunk, T, sizeof(llama_token)},
+        {&chunk, s->n_batch, sizeof(gpu_token)},
         {&tiles, T + 1, sizeof(uint32_t)},
         {&caches, n_caches, sizeof(kv_cache)},
         {&k_cache, n_caches, cache_bytes},
@@ -105,6 +106,17 @@ static bool allocate_buffers(hepta_session *s) {
     return true;
 }
 
+/* The part of the session that is on the GPU. */
+static hepta_status create_on_gpu(hepta_session *s, hepta_error *err) {
+    const gpu_session_options options = {.n_ctx = s->n_ctx,
+                                         .n_batch = s->n_batch,
+                                         .n_sequences = s->n_sequences,
+                                         .cache_type = s->cache_type,
+                                         .of_head = s->head_rotation};
+    const hepta_model *m = s->model;
+    return m->gpu->session_create(m->gpu_model, &options, &s->gpu, err);
+}
+
 hepta_status llama_session_create(const hepta_model *model, const hepta_session_options *options,
                                   bool one_layer, hepta_session **out, hepta_error *err) {
     static const hepta_session_options defaults = {0};
@@ -134,17 +146,24 @@ hepta_status llama_session_create(const hepta_model *model, const hepta_session_
     s->model = model;
     s->n_ctx = options->n_ctx != 0 ? options->n_ctx : model->info.n_ctx_train;
     s->n_sequences = options->n_sequences != 0 ? options->n_sequences : 1;
-    s->n_batch = options->n_batch != 0 ? options->n_batch : DEFAULT_BATCH;
+    const bool on_gpu = model->gpu != NULL && !one_layer;
+    s->n_batch = options->n_batch != 0 ? options->n_batch
+                 : on_gpu              ? DEFAULT_GPU_BATCH
+                                       : DEFAULT_BATCH;
     const uint64_t room = (uint64_t)s->n_sequences * s->n_ctx;
     s->n_batch = s->n_batch < room ? s->n_batch : (uint32_t)room;
     s->cache_type = options->cache_type;
     s->one_layer = one_layer;
     s->width = llama_width(model);
     s->scratch_bytes = llama_scratch_bytes(model);
-    int threads = options->threads != 0 ? options->threads : threads_default();
+    const bool idle = on_gpu && model->gpu_layers == model->info.n_layer;
+    int threads = idle ? 1 : options->threads != 0 ? options->threads : threads_default();
     hepta_status status = team_create(threads, &s->team, err);
     if (status == HEPTA_OK && s->cache_type == HEPTA_CACHE_Q8) {
         status = rotation_create(model->info.head_dim, HEAD_ROTATION_SEED, &s->head_rotation, err);
+    }
+    if (status == HEPTA_OK && on_gpu) {
+        status = create_on_gpu(s, err);
     }
     if (status == HEPTA_OK && !allocate_buffers(s)) {
         status = error_set(err, HEPTA_ERROR_MEMORY,
@@ -166,6 +185,9 @@ hepta_status hepta_session_create(const hepta_model *model, const hepta_session_
 
 void hepta_session_free(hepta_session *session) {
     if (session != NULL) {
+        if (session->gpu != NULL) {
+            session->model->gpu->session_free(session->gpu);
+        }
         team_free(session->team);
         rotation_free(session->head_rotation);
         memory_free(session->memory);
@@ -231,11 +253,11 @@ static uint32_t fill_chunk(hepta_session *s, const call *c, size_t begin, uint32
     for (uint32_t i = 0; i < n; i++) {
         n_logits += token_of(c, begin + i).logits;
     }
-    llama_token *plain = s->chunk, *wanted = s->chunk + (n - n_logits);
+    gpu_token *plain = s->chunk, *wanted = s->chunk + (n - n_logits);
     for (uint32_t i = 0; i < n; i++) {
         hepta_batch_token t = token_of(c, begin + i);
-        llama_token **next = t.logits ? &wanted : &plain;
-        *(*next)++ = (llama_token){t.token, t.sequence, s->positions[t.sequence]++};
+        gpu_token **next = t.logits ? &wanted : &plain;
+        *(*next)++ = (gpu_token){t.token, t.sequence, s->positions[t.sequence]++};
     }
     return n_logits;
 }
@@ -245,11 +267,14 @@ static hepta_status eval(hepta_session *s, const call *c, float *logits, hepta_e
     for (size_t done = 0; status == HEPTA_OK && done < c->n;) {
         uint32_t n = c->n - done < s->n_batch ? (uint32_t)(c->n - done) : s->n_batch;
         uint32_t n_logits = fill_chunk(s, c, done, n);
-        llama_forward(s, n, n_logits, logits);
+        status = llama_forward(s, n, n_logits, logits, err);
         if (n_logits > 0) {
             logits += (size_t)n_logits * s->model->info.n_vocab;
         }
         done += n;
+        for (size_t i = 0; i < done && status != HEPTA_OK; i++) {
+            s->positions[token_of(c, i).sequence]--;
+        }
     }
     return status;
 }
@@ -295,5 +320,7 @@ uint32_t hepta_session_context(const hepta_session *session) {
 size_t hepta_session_memory(const hepta_session *session) {
     const rotation *r = session->head_rotation;
     size_t tables = r == NULL ? 0 : sizeof *r + ((r->m > 1 ? (size_t)r->m * r->m : 0) + r->n) * 4;
-    return sizeof *session + session->memory_bytes + tables;
+    const size_t on_gpu =
+        session->gpu != NULL ? (size_t)session->model->gpu->session_bytes(session->gpu) : 0;
+    return sizeof *session + session->memory_bytes + tables + on_gpu;
 }

@@ -139,7 +139,7 @@ static hepta_status open_session(calibration *c, const calibration_options *o,
     const size_t step = n / n_windows;
     for (uint32_t i = 0; i < n_chunk; i++) {
         const uint32_t w = i / window, at = i % window;
-        c->session->chunk[i] = (llama_token){
+        c->session->chunk[i] = (gpu_token){
             .id = at < n_bos ? bos : tokens[w * step + at - n_bos], .sequence = w, .position = at};
     }
     c->n = n_chunk;

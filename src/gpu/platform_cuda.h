@@ -1,0 +1,367 @@
+/*
+ * platform_cuda.h - platform.h in CUDA C++ and HIP.
+ *
+ * HIP has CUDA's functions under its own names, which the macros below map; its warps may have 64
+ * lanes (shuffles are told 32), and its matrix instructions another layout, so that there all
+ * products are dot products of four bytes, and there are no graphs.
+ */
+#ifndef GPU_PLATFORM_CUDA_H
+#define GPU_PLATFORM_CUDA_H
+
+#if defined(__HIPCC__)
+#include <hip/hip_fp16.h>
+#include <hip/hip_runtime.h>
+#define GPU_NAME "HIP"
+#define GPU_BACKEND_NAME "hip"
+#define cudaDeviceProp hipDeviceProp_t
+#define cudaDriverGetVersion hipDriverGetVersion
+#define cudaError_t hipError_t
+#define cudaErrorInsufficientDriver hipErrorInsufficientDriver
+#define cudaErrorMemoryAllocation hipErrorOutOfMemory
+#define cudaEventCreateWithFlags hipEventCreateWithFlags
+#define cudaEventDestroy hipEventDestroy
+#define cudaEventDisableTiming hipEventDisableTiming
+#define cudaEventRecord hipEventRecord
+#define cudaEvent_t hipEvent_t
+#define cudaFree hipFree
+#define cudaFreeHost hipHostFree
+#define cudaFuncAttributeMaxDynamicSharedMemorySize hipFuncAttributeMaxDynamicSharedMemorySize
+#define cudaFuncSetAttribute hipFuncSetAttribute
+#define cudaGetDeviceCount hipGetDeviceCount
+#define cudaGetDeviceProperties hipGetDeviceProperties
+#define cudaGetErrorName hipGetErrorName
+#define cudaGetErrorString hipGetErrorString
+#define cudaGetLastError hipGetLastError
+#define cudaHostAlloc hipHostMalloc
+#define cudaHostAllocDefault hipHostMallocDefault
+#define cudaLaunchKernel hipLaunchKernel
+#define cudaMalloc hipMalloc
+#define cudaMemGetInfo hipMemGetInfo
+#define cudaMemcpyAsync hipMemcpyAsync
+#define cudaMemcpyDefault hipMemcpyDefault
+#define cudaSetDevice hipSetDevice
+#define cudaStreamCreateWithFlags hipStreamCreateWithFlags
+#define cudaStreamDestroy hipStreamDestroy
+#define cudaStreamNonBlocking hipStreamNonBlocking
+#define cudaStreamSynchronize hipStreamSynchronize
+#define cudaStreamWaitEvent hipStreamWaitEvent
+#define cudaStream_t hipStream_t
+#define cudaSuccess hipSuccess
+enum { GPU_HAS_MMA = 0, GPU_HAS_GRAPHS = 0 };
+#else
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define GPU_NAME "CUDA"
+#define GPU_BACKEND_NAME "cuda"
+enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 1 };
+#endif
+
+#define GPU_SWEEP_BYTES ((uint64_t)4 << 30)
+#define MATH_INLINE static __host__ __device__ __forceinline__
+#define GPU_FN static __device__ __forceinline__
+#define GPU_AND_HOST_FN MATH_INLINE
+#define GPU_KERNEL static __global__ void
+#define GPU_KERNEL_OF(threads, blocks) static __global__ void __launch_bounds__(threads, blocks)
+#define UNROLL _Pragma("unroll")
+
+#define BLOCK_X blockIdx.x
+#define BLOCK_Y blockIdx.y
+#define BLOCK_Z blockIdx.z
+#define BLOCK_THREADS blockDim.x
+
+#define THREADS_ALONE(t) for (unsigned t = threadIdx.x, t##_more = 1; t##_more != 0; t##_more = 0)
+#define THREADS(t)                                                                                 \
+    for (unsigned t = threadIdx.x, t##_more = 1; t##_more != 0; t##_more = 0, __syncthreads())
+#define SHARED(type, name, n) __shared__ type name[n]
+#define DYNAMIC(type, name)                                                                        \
+    extern __shared__ words4 dynamic_memory[];                                                     \
+    type *name = (type *)dynamic_memory
+#define PRIVATE(threads, type, name, dims) type name[1] dims
+#define OWN(t) 0
+
+#if defined(__HIPCC__)
+#define SHUFFLE_XOR(x, mask) __shfl_xor(x, (int)(mask), 32)
+#else
+#define SHUFFLE_XOR(x, mask) __shfl_xor_sync(0xffffffffu, x, (int)(mask))
+#endif
+#define WARP_SUM(name, i, mask) name[0][i] += SHUFFLE_XOR(name[0][i], mask)
+GPU_FN uint32_t warp_max(uint32_t x) {
+    for (unsigned mask = 1; mask < 32; mask *= 2) {
+        const uint32_t y = SHUFFLE_XOR(x, mask);
+        x = y > x ? y : x;
+    }
+    return x;
+}
+#define WARP_MAX(name, i) name[0][i] = warp_max(name[0][i])
+
+GPU_FN void shared_add(int *p, int x) {
+    atomicAdd(p, x);
+}
+
+GPU_FN words4 load_words4(const void *p) {
+    const uint4 x = __ldg((const uint4 *)p);
+    return words4{{x.x, x.y, x.z, x.w}};
+}
+GPU_FN uint32_t load_word(const void *p) {
+    return __ldg((const unsigned *)p);
+}
+GPU_FN uint32_t shared_word(const uint8_t *p) {
+    return *(const uint32_t *)p;
+}
+
+/* With the sign mode of PRMT: a selector of 8 + i gives the sign of byte i, eight times. */
+GPU_FN uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
+#if defined(__HIPCC__)
+    /* Where the entries' signs are clear: bytes of selectors above 7 become 0. */
+    const uint32_t s = selector & 0x7777u;
+    const uint32_t keep = ~selector & 0x8888u;
+    const uint32_t bytes = __builtin_amdgcn_perm(
+        b, a, (s & 7) | (s << 4 & 0x700) | (s << 8 & 0x70000) | (s << 12 & 0x7000000));
+    const uint32_t ones =
+        (keep >> 3 & 1) | (keep << 1 & 0x100) | (keep << 5 & 0x10000) | (keep << 9 & 0x1000000);
+    return bytes & (ones * 255u);
+#else
+    uint32_t out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
+    return out;
+#endif
+}
+
+GPU_FN uint32_t funnel_left(uint32_t low, uint32_t high, int n) {
+    return high << n | low >> (32 - n);
+}
+
+GPU_FN int dot4(uint32_t a, uint32_t b, int c) {
+#if defined(__HIPCC__)
+    for (int i = 0; i < 4; i++) {
+        c += (int)(int8_t)(a >> (8 * i)) * (int)(int8_t)(b >> (8 * i));
+    }
+    return c;
+#else
+    return __dp4a((int)a, (int)b, c);
+#endif
+}
+
+#if defined(__HIPCC__)
+#define WARP_MMA(c, a, b, m, n) ((void)0) /* never reached: GPU_HAS_MMA */
+#else
+GPU_FN void warp_mma(int *c, const uint32_t *a, const uint32_t *b) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    /* Turing has tiles of 8 x 16 and 16 x 8: four of them. */
+    for (int half = 0; half < 2; half++) {
+        for (int k = 0; k < 2; k++) {
+            asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                : "+r"(c[2 * half]), "+r"(c[2 * half + 1])
+                : "r"(a[half + 2 * k]), "r"(b[k]));
+        }
+    }
+#endif
+}
+#define WARP_MMA(c, a, b, m, n) warp_mma(c[0][m][n], a[0][m], b[0][n])
+#endif
+
+/* __fdiv_rn, __fsqrt_rn: correctly rounded whatever the flags. */
+GPU_FN float divide(float a, float b) {
+    return __fdiv_rn(a, b);
+}
+GPU_FN float square_root(float a) {
+    return __fsqrt_rn(a);
+}
+GPU_FN float half_load(uint16_t h) {
+    return __half2float(__ushort_as_half(h));
+}
+GPU_FN uint16_t half_store(float x) {
+    return __half_as_ushort(__float2half_rn(x));
+}
+
+/* ---- The device -------------------------------------------------------- */
+
+typedef cudaStream_t dev_stream;
+typedef cudaEvent_t dev_event;
+
+static hepta_status dev_check(cudaError_t code, const char *what, hepta_error *err) {
+    if (code == cudaSuccess) {
+        return HEPTA_OK;
+    }
+    (void)cudaGetLastError(); /* what is not fatal is forgotten */
+    if (code == cudaErrorMemoryAllocation) {
+        return fail(err, HEPTA_ERROR_MEMORY, "%s: out of the GPU's memory", what);
+    }
+    return fail(err, HEPTA_ERROR_DEVICE,
+                "%s: %s: %s; the GPU is lost to this program, start it again", what,
+                cudaGetErrorName(code), cudaGetErrorString(code));
+}
+
+static void dev_use(int number) {
+    (void)cudaSetDevice(number);
+}
+
+static hepta_status dev_open(int number, gpu_device_info *out, hepta_error *err) {
+    int n = 0, driver = 0;
+    cudaError_t code = cudaGetDeviceCount(&n);
+    if (code == cudaErrorInsufficientDriver) {
+        (void)cudaGetLastError();
+        (void)cudaDriverGetVersion(&driver);
+        return driver == 0
+                   ? fail(err, HEPTA_ERROR_DEVICE, "no driver of a GPU for %s is installed",
+                          GPU_NAME)
+                   : fail(err, HEPTA_ERROR_DEVICE,
+                          "the GPU's driver is too old: it is for %s %d.%d, and this was built "
+                          "with a later one; update the driver",
+                          GPU_NAME, driver / 1000, driver % 1000 / 10);
+    }
+    if (code != cudaSuccess || number >= n) {
+        (void)cudaGetLastError();
+        return fail(err, HEPTA_ERROR_DEVICE, "there is no GPU %d for %s: the machine has %d%s%s",
+                    number, GPU_NAME, n, code != cudaSuccess ? ", " : "",
+                    code != cudaSuccess ? cudaGetErrorString(code) : "");
+    }
+    cudaDeviceProp p;
+    size_t free_bytes = 0, all = 0;
+    hepta_status status = dev_check(cudaGetDeviceProperties(&p, number), "the GPU", err);
+    status = status != HEPTA_OK ? status : dev_check(cudaSetDevice(number), "the GPU", err);
+    status =
+        status != HEPTA_OK ? status : dev_check(cudaMemGetInfo(&free_bytes, &all), "the GPU", err);
+    if (status != HEPTA_OK) {
+        return status;
+    }
+    *out = gpu_device_info();
+    snprintf(out->name, sizeof out->name, "%s", p.name);
+    out->memory = all, out->memory_free = free_bytes;
+#if defined(__HIPCC__)
+    out->shared_bytes = (uint32_t)p.sharedMemPerBlock;
+#else
+    out->shared_bytes = (uint32_t)p.sharedMemPerBlockOptin;
+    if (p.major * 10 + p.minor < 75) {
+        return fail(err, HEPTA_ERROR_DEVICE,
+                    "%s has compute capability %d.%d, and 7.5 is the least", p.name, p.major,
+                    p.minor);
+    }
+#endif
+    out->processors = p.multiProcessorCount;
+    return HEPTA_OK;
+}
+
+static hepta_status dev_alloc(void **p, uint64_t n, hepta_error *err) {
+    const cudaError_t code = cudaMalloc(p, n > 0 ? n : 1);
+    if (code == cudaErrorMemoryAllocation) {
+        size_t free_bytes = 0, all = 0;
+        (void)cudaGetLastError();
+        (void)cudaMemGetInfo(&free_bytes, &all);
+        return fail(err, HEPTA_ERROR_MEMORY,
+                    "the GPU has no memory for %.2f GiB: %.2f of %.2f GiB are free",
+                    (double)n / 0x1p30, (double)free_bytes / 0x1p30, (double)all / 0x1p30);
+    }
+    return dev_check(code, "memory of the GPU", err);
+}
+static void dev_free(void *p) {
+    (void)cudaFree(p);
+}
+
+static hepta_status dev_host_alloc(void **p, uint64_t n, hepta_error *err) {
+    return dev_check(cudaHostAlloc(p, n > 0 ? n : 1, cudaHostAllocDefault),
+                     "pinned memory of the host", err);
+}
+static void dev_host_free(void *p) {
+    if (p != NULL) {
+        (void)cudaFreeHost(p);
+    }
+}
+
+static hepta_status dev_copy(void *to, const void *from, uint64_t n, dev_stream s,
+                             hepta_error *err) {
+    return n == 0 ? HEPTA_OK
+                  : dev_check(cudaMemcpyAsync(to, from, n, cudaMemcpyDefault, s),
+                              "copying to or from the GPU", err);
+}
+#define dev_upload dev_copy
+#define dev_download dev_copy
+
+static hepta_status dev_wait(dev_stream s, hepta_error *err) {
+    return dev_check(cudaStreamSynchronize(s), "computing on the GPU", err);
+}
+
+static hepta_status dev_stream_create(dev_stream *s, hepta_error *err) {
+    return dev_check(cudaStreamCreateWithFlags(s, cudaStreamNonBlocking), "a stream of the GPU",
+                     err);
+}
+static void dev_stream_free(dev_stream s) {
+    (void)cudaStreamDestroy(s);
+}
+static hepta_status dev_event_create(dev_event *e, hepta_error *err) {
+    return dev_check(cudaEventCreateWithFlags(e, cudaEventDisableTiming), "an event of the GPU",
+                     err);
+}
+static void dev_event_free(dev_event e) {
+    (void)cudaEventDestroy(e);
+}
+static hepta_status dev_event_record(dev_event e, dev_stream s, hepta_error *err) {
+    return dev_check(cudaEventRecord(e, s), "an event of the GPU", err);
+}
+static hepta_status dev_event_await(dev_event e, dev_stream s, hepta_error *err) {
+    return dev_check(cudaStreamWaitEvent(s, e, 0), "an event of the GPU", err);
+}
+
+#if defined(__HIPCC__)
+typedef int dev_graph;
+static hepta_status dev_capture_begin(dev_stream, hepta_error *) {
+    return HEPTA_OK;
+}
+static hepta_status dev_capture_end(dev_stream, dev_graph *, hepta_error *) {
+    return HEPTA_OK;
+}
+static hepta_status dev_graph_run(dev_graph, dev_stream, hepta_error *) {
+    return HEPTA_OK;
+}
+static void dev_graph_free(dev_graph) {}
+#else
+typedef cudaGraphExec_t dev_graph;
+static hepta_status dev_capture_begin(dev_stream s, hepta_error *err) {
+    return dev_check(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal),
+                     "capturing a graph", err);
+}
+static hepta_status dev_capture_end(dev_stream s, dev_graph *out, hepta_error *err) {
+    cudaGraph_t graph;
+    hepta_status status = dev_check(cudaStreamEndCapture(s, &graph), "capturing a graph", err);
+    if (status == HEPTA_OK) {
+        status = dev_check(cudaGraphInstantiate(out, graph, 0), "making a graph", err);
+        (void)cudaGraphDestroy(graph);
+    }
+    return status;
+}
+static hepta_status dev_graph_run(dev_graph g, dev_stream s, hepta_error *err) {
+    return dev_check(cudaGraphLaunch(g, s), "launching a graph", err);
+}
+static void dev_graph_free(dev_graph g) {
+    (void)cudaGraphExecDestroy(g);
+}
+#endif
+
+typedef struct grid {
+    unsigned x, y, z;
+} grid;
+
+template <class P>
+static hepta_status launch(dev_stream s, grid blocks, unsigned threads, size_t dynamic_bytes,
+                           void (*kernel)(P), const P &p, hepta_error *err) {
+    if (dynamic_bytes > 48 << 10) {
+        const hepta_status status = dev_check(
+            cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 (int)dynamic_bytes),
+            "shared memory of a kernel", err);
+        if (status != HEPTA_OK) {
+            return status;
+        }
+    }
+    void *parameters[] = {(void *)(uintptr_t)&p};
+    return dev_check(cudaLaunchKernel((const void *)kernel, dim3(blocks.x, blocks.y, blocks.z),
+                                      dim3(threads), parameters, dynamic_bytes, s),
+                     "launching a kernel", err);
+}
+
+#endif
