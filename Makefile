@@ -88,12 +88,13 @@ CXX := g++
 NVCC ?= nvcc
 HIPCC ?= hipcc
 CUDA_ARCHS ?= 75 80 86 89 90
+HIP_ARCHS ?= gfx906 gfx90a gfx1030
 CUDA_FLAGS := -std=c++17 -O3 -Iinclude -Isrc --fmad=false --prec-div=true --prec-sqrt=true --ftz=false \
 	-diag-suppress 177 --threads 0 -cudart static -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off \
 	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a) \
 	-gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
 HIP_FLAGS := -std=c++17 -O3 -Iinclude -Isrc -ffp-contract=off -fno-fast-math -fPIC -fvisibility=hidden \
-	-fhip-fp32-correctly-rounded-divide-sqrt
+	-fhip-fp32-correctly-rounded-divide-sqrt $(addprefix --offload-arch=,$(HIP_ARCHS))
 
 ifdef CUDA
 all: $(BUILD)/libhepta-cuda.so

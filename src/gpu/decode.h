@@ -109,7 +109,7 @@ GPU_FN void hash_by_lookups(const code_words *t, uint32_t *n0, uint32_t *n1) {
 
 /* Sixteen-entry lookups of the four nibbles in the low half of `nibbles`. */
 GPU_FN uint32_t lookup(const uint32_t *table, uint32_t nibbles) {
-    return byte_permute(table[0], table[1], nibbles) |
+    return byte_permute(table[0], table[1], nibbles) +
            byte_permute(table[2], table[3], nibbles ^ 0x8888u);
 }
 
