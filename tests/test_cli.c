@@ -123,6 +123,31 @@ TEST(cli_quantize_verify_inspect_run) {
     CHECK_SAYS("m.hepta");
 }
 
+/* The emulated device gives the CPU's text and logits; `auto` says why it took the CPU. */
+TEST(cli_devices) {
+    static const char command[] = "hepta run -p 'Once' --seed 1 -n 3 --digest";
+    static const char *const options[] = {"--cache q8 --gpu-layers 3",
+                                          "--gpu-mem 0.002 --gpu-stream"};
+    static char expected[MAX_OUTPUT + 1];
+    for (int i = 0; i < 2; i++) {
+        CHECK_RUN(0, "%s %s", command, i == 0 ? "--cache q8" : "");
+        memcpy(expected, output, sizeof expected);
+        CHECK_RUN(0, "%s --device emulated %s", command, options[i]);
+        CHECK_EQ_STR(output, expected);
+    }
+    CHECK_RUN(0, "export HEPTA_GPU_PATH=/nonexistent; %s --device auto", command);
+    CHECK_SAYS("hepta: device: CPU (no GPU: libhepta-cuda.so is not there");
+    CHECK_SAYS(strstr(expected, "logits sha256"));
+    CHECK_RUN(1, "export HEPTA_GPU_PATH=/nonexistent; %s --device cuda", command);
+    CHECK_SAYS("make CUDA=1");
+    CHECK_RUN(1, "%s --device gpu0", command);
+    CHECK_SAYS("expected cpu, auto");
+    CHECK_RUN(1, "export HEPTA_EMULATED_FAULT=lost=3; %s --device emulated", command);
+    CHECK_SAYS("the device is lost");
+    CHECK_RUN(1, "%s --device emulated --gpu-mem 0.0001", command);
+    CHECK_SAYS("--gpu-mem");
+}
+
 /* Options that would be ignored are refused. */
 TEST(cli_quantize_schemes) {
     static const char base[] = "hepta quantize models/hepta-stories-7m-f16.gguf -o";

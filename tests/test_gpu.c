@@ -159,12 +159,12 @@ TEST(gpu_matmul_widest) {
     memset((void *)(uintptr_t)m.codes, 0x80, (size_t)16 * n);
     int8_t *q = room(n);
     memset(q, -127, n);
-    activation x[17];
-    for (int t = 0; t < 17; t++) {
+    activation x[33];
+    for (int t = 0; t < 33; t++) {
         x[t] = (activation){q, 1.0f, -127 * (int32_t)n};
     }
-    for (uint32_t tokens = 1; tokens <= (fast() ? 1 : 17); tokens += 16) {
-        float y[17 * 3];
+    for (uint32_t tokens = 1; tokens <= (fast() ? 1 : 33); tokens += 32) {
+        float y[33 * 3];
         CHECK_OK(backend()->checks->matmul(&m, code_tables(), x, tokens, y, &err));
         for (uint32_t i = 0; i < 3 * tokens; i++) {
             CHECK(y[i] == (float)(128 * 127 * (int64_t)n) *

@@ -15,7 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PROMPT_BATCH = 64 };
+/* Tokens of a prompt between two looks at interrupts. */
+enum { PROMPT_BATCH = 64, GPU_PROMPT_BATCH = 512 };
 
 typedef struct settings {
     const char *model, *tokenizer, *prompt, *file;
@@ -98,7 +99,8 @@ typedef struct generation {
     hepta_tokenizer *tokenizer;
     hepta_sampler *sampler;
     uint32_t n_vocab;
-    float *logits; /* (PROMPT_BATCH, n_vocab) with --digest, else (1, n_vocab) */
+    size_t batch;
+    float *logits; /* (batch, n_vocab) with --digest, else (1, n_vocab) */
     sha256 digest;
     output out;
     int32_t *tokens; /* generated */
@@ -112,7 +114,7 @@ static hepta_status evaluate_prompt(generation *g, const int32_t *tokens, size_t
                                     hepta_error *err) {
     bool all = g->settings->digest;
     for (size_t at = 0; at < n && !interrupted();) {
-        size_t k = n - at < PROMPT_BATCH ? n - at : PROMPT_BATCH;
+        size_t k = n - at < g->batch ? n - at : g->batch;
         bool last = at + k == n;
         hepta_status status = hepta_session_eval(g->session, tokens + at, k,
                                                  all || last ? g->logits : NULL, all, err);
@@ -290,7 +292,7 @@ static int run_model(const settings *s, const char *prompt, size_t n_text) {
     generation g = {.settings = s, .out = {.stop = &s->stop, .stream = !s->json}};
     int code = EXIT_FAILED;
     hepta_session_options session = {
-        .n_ctx = s->ctx, .n_batch = PROMPT_BATCH, .threads = s->threads, .cache_type = s->cache};
+        .n_ctx = s->ctx, .threads = s->threads, .cache_type = s->cache};
     if (hepta_model_open(s->model, &model, &err) != HEPTA_OK ||
         (s->lock && hepta_model_lock(model, &err) != HEPTA_OK) ||
         use_device(model, &s->device, &err) != HEPTA_OK ||
@@ -311,7 +313,9 @@ static int run_model(const settings *s, const char *prompt, size_t n_text) {
         code = report(&err);
         goto done;
     }
-    g.logits = malloc((s->digest ? (size_t)PROMPT_BATCH : 1) * g.n_vocab * sizeof(float));
+    const bool on_gpu = strncmp(hepta_model_device(model), "CPU", 3) != 0;
+    g.batch = on_gpu && !s->digest ? GPU_PROMPT_BATCH : PROMPT_BATCH;
+    g.logits = malloc((s->digest ? g.batch : 1) * g.n_vocab * sizeof(float));
     if (g.logits == NULL) {
         code = report_text("out of memory for logits");
         goto done;

@@ -17,7 +17,7 @@ typedef struct sweep_parameters {
 enum { SWEEP_THREADS = 256, SWEEP_AHEAD = 4 };
 
 /* Reads, or copies, n words of 16 bytes. */
-GPU_KERNEL sweep(sweep_parameters p) {
+GPU_KERNEL_OF(SWEEP_THREADS, 1) sweep(sweep_parameters p) {
     const uint64_t step = (uint64_t)p.n_blocks * SWEEP_THREADS;
     THREADS_ALONE(t) {
         uint32_t all = 0;

@@ -177,7 +177,7 @@ typedef struct prepare_parameters {
 } prepare_parameters;
 
 /* BLOCK_X: a token. */
-GPU_KERNEL prepare(prepare_parameters p) {
+GPU_KERNEL_OF(TOKEN_THREADS, 1) prepare(prepare_parameters p) {
     DYNAMIC(float, dynamic);
     SHARED(float, lane, 16);
     SHARED(uint32_t, most, TOKEN_THREADS / 32);
@@ -278,7 +278,7 @@ typedef struct embed_parameters {
 } embed_parameters;
 
 /* BLOCK_X: a token. Its row of the embedding, rotated back. */
-GPU_KERNEL embed(embed_parameters p) {
+GPU_KERNEL_OF(TOKEN_THREADS, 1) embed(embed_parameters p) {
     DYNAMIC(float, dynamic);
     const uint32_t n = p.r.n, token = BLOCK_X, row = (uint32_t)p.tokens[token].id;
     float *scratch = p.scratch + (size_t)token * 2 * spread(n);
@@ -308,7 +308,7 @@ typedef struct angle_parameters {
 } angle_parameters;
 
 /* BLOCK_X: a token. Cosines and sines of RoPE for its position. */
-GPU_KERNEL angles(angle_parameters p) {
+GPU_KERNEL_OF(HEAD_THREADS, 1) angles(angle_parameters p) {
     const uint32_t token = BLOCK_X;
     const double position = (double)p.tokens[token].position;
     THREADS_ALONE(t) {
@@ -380,7 +380,7 @@ GPU_FN void store_row(const dev_cache *c, const float *x, uint8_t *row, float *s
 }
 
 /* BLOCK_X: a token; BLOCK_Y: a head of its query, then a KV head. */
-GPU_KERNEL rope_and_store(rope_parameters p) {
+GPU_KERNEL_OF(HEAD_THREADS, 1) rope_and_store(rope_parameters p) {
     SHARED(float, in, GPU_MAX_HEAD_DIM + GPU_MAX_HEAD_DIM / 32);
     SHARED(float, other, GPU_MAX_HEAD_DIM + GPU_MAX_HEAD_DIM / 32);
     SHARED(uint32_t, most, HEAD_THREADS / 32);

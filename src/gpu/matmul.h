@@ -118,7 +118,7 @@ GPU_FN void matvec_strip(const matvec_parameters *p, const dev_matrix *w, uint32
 }
 
 /* BLOCK_X: a strip of one of the matrices; BLOCK_Y: T tokens. */
-template <int T> GPU_KERNEL matvec(matvec_parameters p) {
+template <int T> GPU_KERNEL_OF(MATVEC_THREADS, 1) matvec(matvec_parameters p) {
     PRIVATE(MATVEC_THREADS, int, sum, [4 * T]);
     SHARED(int, total, 16 * T);
     uint32_t strip = BLOCK_X, which = 0;
@@ -423,7 +423,7 @@ static hepta_status launch_matvec(dev_stream s, const matvec_parameters &p, hept
 
 /* Tokens up to which codes are decoded once for each dot product's lane, not for a tile; without
  * tensor cores always. */
-constexpr uint32_t MATVEC_MOST_TOKENS = 16;
+constexpr uint32_t MATVEC_MOST_TOKENS = 32;
 
 /* y[i] = w[i] x for n <= MATVEC_PRODUCTS matrices of equal width. */
 static hepta_status multiply(dev_stream s, const dev_matrix *w, float *const *y, int n,

@@ -8,16 +8,17 @@
  * what a thread keeps from one phase to the next stands in PRIVATE variables, registers on a GPU,
  * arrays over the threads here. Operations of a warp (WARP_*) stand between phases.
  *
- *   GPU_KERNEL name(parameters p)     a kernel; blocks are numbered BLOCK_X, BLOCK_Y, BLOCK_Z
- *   GPU_KERNEL_OF(threads, blocks)    the same, with registers for so many blocks side by side
- *   GPU_FN, GPU_AND_HOST_FN           a function that kernels call; that the host calls, too
- *   THREADS(t) { }                    a phase, with a barrier behind it; no `return` or `break`
- *   THREADS_ALONE(t) { }              without: nothing it writes to memory is read before a barrier
- *   SHARED(type, name, n)             shared memory; DYNAMIC(type, name): the launch's
- *   PRIVATE(threads, type, name, dims) name[OWN(t)] is thread t's; threads: the most of a block
- *   WARP_SUM(name, i, mask)           name[...][i] += that of lane ^ mask: integers, no order
- *   WARP_MAX(name, i)                 the largest of the warp, in all its lanes
- *   WARP_MMA(c, a, b, m, n)           c[m][n] += a[m] b[n]: int8 tiles of 16 x 32 and 32 x 8
+ *   GPU_KERNEL_OF(threads, blocks) name(parameters p)
+ *                                     a kernel for blocks of at most so many threads, with
+ * registers for so many of them side by side; BLOCK_X, BLOCK_Y, BLOCK_Z GPU_FN, GPU_AND_HOST_FN a
+ * function that kernels call; that the host calls, too THREADS(t) { }                    a phase,
+ * with a barrier behind it; no `return` or `break` THREADS_ALONE(t) { }              without:
+ * nothing it writes to memory is read before a barrier SHARED(type, name, n)             shared
+ * memory; DYNAMIC(type, name): the launch's PRIVATE(threads, type, name, dims) name[OWN(t)] is
+ * thread t's; threads: the most of a block WARP_SUM(name, i, mask)           name[...][i] += that
+ * of lane ^ mask: integers, no order WARP_MAX(name, i)                 the largest of the warp, in
+ * all its lanes WARP_MMA(c, a, b, m, n)           c[m][n] += a[m] b[n]: int8 tiles of 16 x 32 and
+ * 32 x 8
  *
  * Arithmetic: + - * / as written, none fused (--fmad=false), division and square root correctly
  * rounded, subnormals kept. docs/GPU.md, docs/NUMERICS.md.

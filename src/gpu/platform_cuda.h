@@ -60,7 +60,6 @@ enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 1 };
 #define MATH_INLINE static __host__ __device__ __forceinline__
 #define GPU_FN static __device__ __forceinline__
 #define GPU_AND_HOST_FN MATH_INLINE
-#define GPU_KERNEL static __global__ void
 #define GPU_KERNEL_OF(threads, blocks) static __global__ void __launch_bounds__(threads, blocks)
 #define UNROLL _Pragma("unroll")
 

@@ -16,7 +16,6 @@ enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 0 };
 #define MATH_INLINE static inline
 #define GPU_FN static inline
 #define GPU_AND_HOST_FN static inline
-#define GPU_KERNEL static void
 #define GPU_KERNEL_OF(threads, blocks) static void
 
 typedef struct emulated_block {
@@ -91,12 +90,12 @@ GPU_FN uint32_t shared_word(const uint8_t *p) {
 }
 
 GPU_FN uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = (uint64_t)b << 32 | a;
     uint32_t out = 0;
     for (int i = 0; i < 4; i++) {
-        uint32_t s = selector >> (4 * i) & 15;
-        uint32_t byte = ((s & 4) != 0 ? b : a) >> (8 * (s & 3)) & 255;
-        byte = (s & 8) == 0 ? byte : (byte & 128) != 0 ? 255 : 0; /* its sign, eight times */
-        out |= byte << (8 * i);
+        const uint32_t s = selector >> (4 * i), byte = (uint8_t)(bytes >> (s % 8 * 8));
+        const uint32_t sign = (byte >> 7) * 255; /* eight times */
+        out |= ((s & 8) != 0 ? sign : byte) << (8 * i);
     }
     return out;
 }

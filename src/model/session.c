@@ -114,7 +114,16 @@ static hepta_status create_on_gpu(hepta_session *s, hepta_error *err) {
                                          .cache_type = s->cache_type,
                                          .of_head = s->head_rotation};
     const hepta_model *m = s->model;
-    return m->gpu->session_create(m->gpu_model, &options, &s->gpu, err);
+    hepta_error why = {0};
+    hepta_status status = m->gpu->session_create(m->gpu_model, &options, &s->gpu, &why);
+    if (status == HEPTA_ERROR_MEMORY) {
+        return error_set(
+            err, status,
+            "a session of %u sequences with a context of %u tokens on the GPU: %.200s; "
+            "a shorter context, an 8-bit cache or fewer layers on the GPU take less",
+            s->n_sequences, s->n_ctx, why.message);
+    }
+    return status == HEPTA_OK ? status : error_set(err, status, "%s", why.message);
 }
 
 hepta_status llama_session_create(const hepta_model *model, const hepta_session_options *options,
