@@ -235,7 +235,7 @@ static ALWAYS_INLINE __m512i add_products(__m512i sum, __m512i v, const uint8_t 
 
 /* Strips that are decoded in turns, a group of each, for few tokens: a core reads memory faster in
  * several places than in one. */
-enum { MAX_STREAMS = 4, STREAM_TOKENS = 4 };
+enum { MAX_STREAMS = 4, STREAM_TOKENS = 4, FIRST_GROUPS = 4 };
 
 typedef struct stream {
     const uint8_t *codes;
@@ -373,17 +373,32 @@ static void matmul_strips(const product *p, uint32_t row, uint32_t apart, uint32
     }
 }
 
+/* Fetches the first codes of each stream, of which nothing came ahead. */
+static void fetch_streams(const product *p, uint32_t row, uint32_t apart, uint32_t n_streams) {
+    const size_t row_bytes = (size_t)p->w->n_cols / CODE_BLOCK * p->w->half_bits;
+    for (uint32_t i = 0; i < FIRST_GROUPS * p->w->half_bits; i++) {
+        for (uint32_t s = 0; s < n_streams; s++) {
+            _mm_prefetch((const char *)p->w->codes + (row + (size_t)s * apart) * row_bytes +
+                             (size_t)GROUP_BYTES * i,
+                         _MM_HINT_T0);
+        }
+    }
+}
+
 static void matmul_tokens(const product *p, uint32_t row_begin, uint8_t *scratch) {
     const uint32_t n_cols = p->w->n_cols;
     const size_t n_groups = ((size_t)n_cols + 63) / 64;
+    const uint32_t n_strips = (p->row_end - row_begin + PACKED_STRIP - 1) / PACKED_STRIP;
+    const uint32_t n_streams = p->n_tokens > STREAM_TOKENS ? 1 : MAX_STREAMS;
+    const uint32_t n_turns = n_strips / n_streams; /* with a strip of each stream */
+    if (n_turns > 0) {
+        fetch_streams(p, row_begin, PACKED_STRIP * n_turns, n_streams);
+    }
     for (uint32_t t = 0; t < p->n_tokens; t++) {
         const uint32_t first = t / MAX_TOKENS * MAX_TOKENS;
         const size_t step = (size_t)pass_sizes[pass_index(p->n_tokens - first)] * X_STRIDE;
         arrange(p->x[t].q, n_cols, scratch + (first * n_groups + (t - first)) * X_STRIDE, step);
     }
-    const uint32_t n_strips = (p->row_end - row_begin + PACKED_STRIP - 1) / PACKED_STRIP;
-    const uint32_t n_streams = p->n_tokens > STREAM_TOKENS ? 1 : MAX_STREAMS;
-    const uint32_t n_turns = n_strips / n_streams; /* with a strip of each stream */
     for (uint32_t turn = 0; turn < n_turns; turn++) {
         matmul_strips(p, row_begin + PACKED_STRIP * turn, PACKED_STRIP * n_turns, n_streams);
     }

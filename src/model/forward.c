@@ -26,7 +26,8 @@ typedef struct product {
     const float *x;
     float *y;
     uint32_t first;
-    uint32_t rows_per_item;
+    /* Items: n_large of large_rows each, then of small_rows each what is left of the matrix. */
+    uint32_t n_large, large_rows, small_rows;
     size_t n_items;
 } product;
 
@@ -115,9 +116,12 @@ static void product_rows(void *context, size_t item, int thread) {
         p++;
     }
     const matrix *a = p->a;
-    const uint32_t n = f->n - p->first, begin = (uint32_t)item * p->rows_per_item;
-    const uint32_t end =
-        a->n_rows - begin < p->rows_per_item ? a->n_rows : begin + p->rows_per_item;
+    const uint32_t k = (uint32_t)item, n = f->n - p->first;
+    const uint32_t small_begin = p->n_large * p->large_rows;
+    const uint32_t begin =
+        k < p->n_large ? k * p->large_rows : small_begin + (k - p->n_large) * p->small_rows;
+    const uint32_t most = k < p->n_large ? p->large_rows : p->small_rows;
+    const uint32_t end = a->n_rows - begin < most ? a->n_rows : begin + most;
     if (a->type == TENSOR_PACKED) {
         f->k->matmul_packed(&a->packed, begin, end, f->s->activations + p->first, n, p->y,
                             a->n_rows, thread_scratch(f, thread));
@@ -150,7 +154,24 @@ static void prepare_rows(forward *f, const matrix *a, const float *x, float *y) 
     prepare(f, a, x, y + (size_t)f->first * a->n_rows, f->first);
 }
 
-/* The step of all prepared products: some eight items per thread, in groups of 16 rows. */
+/*
+ * Cuts a product into items of groups of 16 rows. An item begins with memory that nothing fetched
+ * ahead, so a thread gets one large item of each product; a quarter of the step's last one is cut
+ * into small items, for threads that are done while others are delayed.
+ */
+static void cut(product *p, uint32_t threads, bool last) {
+    const uint32_t n_rows = p->a->n_rows, share = (n_rows + threads - 1) / threads;
+    p->large_rows = (uint32_t)round_up(last ? share - share / 4 : share, 16);
+    p->small_rows = (uint32_t)round_up(share / 16 < 64 ? 64 : share / 16, 16);
+    p->n_large = threads;
+    while ((uint64_t)p->n_large * p->large_rows > n_rows) {
+        p->n_large--;
+    }
+    const uint32_t left = n_rows - p->n_large * p->large_rows;
+    p->n_items = p->n_large + ((size_t)left + p->small_rows - 1) / p->small_rows;
+}
+
+/* The step of all prepared products. */
 static void multiply(forward *f) {
     const uint32_t threads = (uint32_t)team_size(f->s->team);
     double macs = 0.0;
@@ -160,15 +181,9 @@ static void multiply(forward *f) {
         macs += (double)p->a->n_rows * p->a->n_cols * (f->n - p->first);
     }
     for (uint32_t i = 0; i < f->n_products; i++) {
-        product *p = &f->products[i];
-        uint32_t rows = p->a->n_rows;
-        if (threads > 1 && worth_sharing(f, macs)) {
-            rows = (uint32_t)round_up(rows / (8 * threads) + 1, 16);
-            rows = rows < 32 ? 32 : rows;
-        }
-        p->rows_per_item = rows;
-        p->n_items = (p->a->n_rows + (size_t)rows - 1) / rows;
-        n_items += p->n_items;
+        cut(&f->products[i], worth_sharing(f, macs) ? threads : 1,
+            threads > 1 && i + 1 == f->n_products);
+        n_items += f->products[i].n_items;
     }
     each(f, n_items, macs, product_rows);
     const llama_observer *o = f->s->observer;
