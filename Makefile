@@ -24,7 +24,7 @@ endif
 WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes
 FLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARNINGS) $(NUMERIC) -fopenmp -fPIC \
 	-fvisibility=hidden -MMD -MP
-LIBS := -lm
+LIBS := -lm -ldl
 ifdef WERROR
 FLAGS += -Werror
 endif

@@ -13,7 +13,7 @@
 #include "gpu/matmul.h"
 #include "kernels/trig.h"
 
-constexpr uint32_t TOKEN_THREADS = 1024, HARTLEY_IN_REGISTERS = 8;
+constexpr uint32_t TOKEN_THREADS = 1024, HEAD_THREADS = 128, HARTLEY_IN_REGISTERS = 8;
 
 typedef struct dev_rotation {
     uint32_t n, m, pow2;
@@ -322,8 +322,6 @@ GPU_KERNEL_OF(HEAD_THREADS, 1) angles(angle_parameters p) {
 }
 
 /* ---- RoPE and the cache ------------------------------------------------ */
-
-constexpr uint32_t HEAD_THREADS = 128;
 
 /* A layer's keys and values: rows of row_bytes, (n_sequences, n_head_kv, n_ctx). */
 typedef struct dev_cache {

@@ -164,7 +164,7 @@ template <int T> GPU_KERNEL_OF(MATVEC_THREADS, 1) matvec(matvec_parameters p) {
     THREADS(t) {
         if (t % 32 < 4) {
             UNROLL
-            for (int i = 0; i < 4 * T; i++) {
+            for (unsigned i = 0; i < 4 * T; i++) {
                 shared_add(&total[t % 4 * 4 * T + i], sum[OWN(t)][i]);
             }
         }
@@ -335,15 +335,15 @@ matmul(matmul_parameters p) {
                 const uint8_t *y =
                     now + (MATMUL_ROWS + warp / WM * N * 8 + row) * MATMUL_STRIDE + k;
                 UNROLL
-                for (int m = 0; m < M; m++) {
-                    for (int r = 0; r < 4; r++) {
+                for (unsigned m = 0; m < M; m++) {
+                    for (unsigned r = 0; r < 4; r++) {
                         a[OWN(t)][m][r] =
                             shared_word(x + (m * 16 + r % 2 * 8) * MATMUL_STRIDE + r / 2 * 16);
                     }
                 }
                 UNROLL
-                for (int n = 0; n < N; n++) {
-                    for (int r = 0; r < 2; r++) {
+                for (unsigned n = 0; n < N; n++) {
+                    for (unsigned r = 0; r < 2; r++) {
                         b[OWN(t)][n][r] = shared_word(y + n * 8 * MATMUL_STRIDE + r * 16);
                     }
                 }
