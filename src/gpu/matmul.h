@@ -118,7 +118,11 @@ GPU_FN void matvec_strip(const matvec_parameters *p, const dev_matrix *w, uint32
 }
 
 /* BLOCK_X: a strip of one of the matrices; BLOCK_Y: T tokens. */
-template <int T> GPU_KERNEL_OF(MATVEC_THREADS, 1) matvec(matvec_parameters p) {
+template <int T>
+GPU_KERNEL_OF(MATVEC_THREADS, (T == 1   ? 3
+                               : T == 2 ? 2
+                                        : 1))
+matvec(matvec_parameters p) {
     PRIVATE(MATVEC_THREADS, int, sum, [4 * T]);
     SHARED(int, total, 16 * T);
     uint32_t strip = BLOCK_X, which = 0;
