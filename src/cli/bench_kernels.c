@@ -23,7 +23,8 @@
 
 enum {
     DISTINCT_ROWS = 64, /* a multiple of BLOCK_ROWS */
-    BLOCK_ROWS = 16,    /* rows between two looks at the clock; a multiple of 16 */
+    BLOCK_ROWS = 64,    /* rows of a product between two looks at the clock: enough for kernels that
+                           work on several strips at once */
     HALF_BITS_INT8 = 16,
     CACHED_BYTES = 1 << 19,
     MAX_TOKENS = 512
