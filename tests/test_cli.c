@@ -355,13 +355,12 @@ TEST(cli_interrupted_run_has_no_digest) {
     }
     const char *folder = test_tmp_dir();
     for (int json = 0; json < 2; json++) {
-        CHECK_RUN(
-            130,
-            "cd %s && rm -f text && mkfifo go 2>/dev/null; cd - >/dev/null; "
-            "${HEPTA_BUILD:-build}/hepta run %s -n 30000 -c 30000 --temp 2 --top-p 1 --digest "
-            "%s -f %s/go >%s/text & pid=$!; printf 'Once upon a time' >%s/go; sleep 0.5; "
-            "kill -INT $pid; wait $pid; code=$?; cat %s/text; exit $code",
-            folder, bundled, json ? "--json" : "", folder, folder, folder, folder);
+        CHECK_RUN(130,
+                  "cd %s && rm -f text && mkfifo go 2>/dev/null; cd - >/dev/null; "
+                  "${HEPTA_BUILD:-build}/hepta run %s -n 30000 -c 30000 --temp 0 --digest "
+                  "%s -f %s/go >%s/text & pid=$!; printf 'Once upon a time' >%s/go; sleep 0.5; "
+                  "kill -INT $pid; wait $pid; code=$?; cat %s/text; exit $code",
+                  folder, bundled, json ? "--json" : "", folder, folder, folder, folder);
         CHECK_SAYS(json ? "\"finish_reason\": \"interrupted\"" : "interrupted: no digest");
         CHECK(strstr(output, "sha256") == NULL);
     }
