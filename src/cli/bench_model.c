@@ -225,7 +225,7 @@ static bool bench_load(bench *b) {
         results_add_value(&b->results, "file_in_memory", 0, "%", cached);
     }
     results_add_value(&b->results, "open", 0, "ms", opened * 1e3);
-    if (strncmp(device, "CPU", 3) != 0) {
+    if (b->model->gpu != NULL) {
         results_add_value(&b->results, "to_device", 0, "ms", loaded * 1e3);
     }
     return true;
@@ -324,8 +324,8 @@ static bool bench_bandwidth(bench *b) {
     results_add_value(&b->results, "weights_read", 1, "MB", weights * 1e-6);
     results_add_value(&b->results, "cache_read", 1, "MB", cache * 1e-6);
     const result *speed = results_find(&b->results, "generation", b->generate);
-    if (speed != NULL && bandwidth > 0 && !strstr(hepta_model_device(b->model), "streamed") &&
-        (b->model->gpu == NULL || b->model->gpu_layers == b->info.n_layer)) {
+    if (speed != NULL && bandwidth > 0 &&
+        (b->model->gpu == NULL || b->model->gpu_resident == b->info.n_layer)) {
         results_add_value(&b->results, "bandwidth_used", 0, "%",
                           100 * (weights + cache) * 1e-9 * speed->median / bandwidth);
     }

@@ -193,6 +193,7 @@ static hepta_status use_gpu(hepta_model *m, const char *name, int number,
     m->gpu = b;
     m->gpu_number = number;
     m->gpu_layers = s.n_layer;
+    m->gpu_resident = s.n_resident;
     int n = snprintf(m->device, sizeof m->device, "%.100s (%s:%d), %u of %u layers, %.2f GiB",
                      device.name, b->name, number, s.n_layer, m->info.n_layer,
                      (double)b->model_bytes(m->gpu_model) / 0x1p30);

@@ -54,8 +54,9 @@ struct hepta_model {
     const gpu_backend *gpu; /* NULL: the CPU computes everything */
     gpu_model *gpu_model;
     int gpu_number;
-    uint32_t gpu_layers; /* the first layers, on the GPU */
-    char device[256];    /* hepta_model_device() */
+    uint32_t gpu_layers;   /* the first layers, on the GPU */
+    uint32_t gpu_resident; /* of these, the first that stay there; the others are streamed */
+    char device[256];      /* hepta_model_device() */
     arena memory;
 };
 
