@@ -25,7 +25,7 @@
 
 /* ---- Tiles ------------------------------------------------------------- */
 
-enum { TILE_ROWS = 16, TILE_BYTES = 1024, N_TILES = 8 };
+enum { TILE_ROWS = 16, N_TILES = 8 };
 
 typedef struct tile_config {
     uint8_t palette, start_row, reserved[14];
@@ -67,26 +67,14 @@ static void configure_tiles(void) {
 
 /* ---- Products ---------------------------------------------------------- */
 
-/* A strip's weights, group after group: a tile each. */
-static ALWAYS_INLINE void decode_groups(const decoder *d, const int h, const uint8_t *codes,
-                                        uint32_t n_blocks, uint8_t *out) {
-    __m512i before[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    uint8_t wide[16 * GROUP_BYTES];
-    for (uint32_t b = 0; b < n_blocks; b += PACKED_GROUP, out += TILE_BYTES) {
-        __m512i plane[18];
-        codes = load_group(h, codes, n_blocks - b, wide, before, plane);
-#define WEIGHT(k) _mm512_storeu_si512(out + GROUP_BYTES * k, group_weight(d, h, k, plane));
-        EACH_WEIGHT(WEIGHT)
-#undef WEIGHT
-        codes += (size_t)GROUP_BYTES * (size_t)h;
-    }
-}
-
+/* A strip's weights, group after group. */
 static void decode_strip(const decoder *d, uint32_t half_bits, const uint8_t *codes,
                          uint32_t n_blocks, uint8_t *out) {
+    const uint32_t n_groups = (n_blocks + PACKED_GROUP - 1) / PACKED_GROUP;
+    __m512i before[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
 #define RATE(h)                                                                                    \
     case h:                                                                                        \
-        decode_groups(d, h, codes, n_blocks, out);                                                 \
+        decode_groups(d, h, codes, n_blocks, n_groups, before, out);                               \
         break;
     switch (half_bits) { RATE(4) RATE(5) RATE(6) RATE(7) RATE(8) RATE(16) }
 #undef RATE

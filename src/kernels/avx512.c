@@ -213,8 +213,8 @@ const decoder *decoder_get_avx512(uint32_t half_bits) {
 }
 
 enum {
-    MAX_TOKENS = 16, /* of one pass over a strip: their sums are in registers */
-    X_STRIDE = 68,   /* from a token's 64 activations to the next one's: not 64, for a core
+    MAX_TOKENS = 8, /* of one pass over a strip: their sums are in registers */
+    X_STRIDE = 68,  /* from a token's 64 activations to the next one's: not 64, for a core
                         cannot load from the same place of two cache lines at once */
 };
 
@@ -231,7 +231,7 @@ static ALWAYS_INLINE __m512i add_products(__m512i sum, __m512i v, const uint8_t 
     return sum;
 }
 
-/* ---- Products ---------------------------------------------------------- */
+/* ---- Products for few tokens, as they are decoded ----------------------- */
 
 /* Strips that are decoded in turns, a group of each, for few tokens: a core reads memory faster in
  * several places than in one. */
@@ -283,8 +283,6 @@ static ALWAYS_INLINE void dot_strips(const decoder *d, const int h, const int T,
         TOKEN(5, k)                                                                                \
         TOKEN(6, k)                                                                                \
         TOKEN(7, k)                                                                                \
-        TOKEN(8, k)                                                                                \
-        TOKEN(9, k) TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k) TOKEN(14, k) TOKEN(15, k)  \
     }
             EACH_WEIGHT(WEIGHT)
 #undef WEIGHT
@@ -311,16 +309,16 @@ typedef void dot_fn(const decoder *d, stream *streams, uint32_t n_streams, uint3
                               uint32_t n_blocks, const uint8_t *x) {                               \
         dot_strips(d, h, T, streams, n_streams, n_blocks, x);                                      \
     }
-#define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8) DOT(h, 12) DOT(h, 16)
+#define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8)
 /* clang-format off */
 DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(16)
 
-static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
+static const uint32_t pass_sizes[] = {1, 2, 4, 8};
 /* clang-format on */
 
 #define ROW(h)                                                                                     \
-    { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8, dot_##h##_12, dot_##h##_16 }
-static dot_fn *const dots[][6] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(16)};
+    { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8 }
+static dot_fn *const dots[][4] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(16)};
 #undef ROW
 
 static inline size_t rate_index(uint32_t half_bits) {
@@ -336,7 +334,7 @@ static size_t pass_index(uint32_t n) {
     return i;
 }
 
-/* y for at most PASS_TOKENS tokens x, whose activations are arranged, 16 tokens after 16. */
+/* y for at most PASS_TOKENS tokens x, whose activations are arranged. */
 typedef struct product {
     const packed_matrix *w;
     const decoder *d;
@@ -347,64 +345,181 @@ typedef struct product {
     size_t y_stride;
 } product;
 
+/* sums: of a strip, for each token. */
+static void store_sums(const product *p, uint32_t row, const __m512i *sums) {
+    const uint32_t n_rows = p->row_end - row < PACKED_STRIP ? p->row_end - row : PACKED_STRIP;
+    for (uint32_t t = 0; t < p->n_tokens; t++) {
+        store_rows(p->w, row, n_rows, &p->x[t], sums[t], p->y + t * p->y_stride);
+    }
+}
+
+static const uint8_t *strip_codes(const packed_matrix *w, uint32_t row) {
+    return w->codes + (size_t)row * (w->n_cols / CODE_BLOCK) * w->half_bits;
+}
+
 /* One strip of each of n_streams streams: rows from `row` on, from row + apart on, and so on. */
-static void matmul_strips(const product *p, uint32_t row, uint32_t apart, uint32_t n_streams) {
-    const packed_matrix *w = p->w;
-    const uint32_t n_blocks = w->n_cols / CODE_BLOCK;
-    const size_t n_groups = (n_blocks + PACKED_GROUP - 1) / PACKED_GROUP;
-    const size_t strip_bytes = (size_t)PACKED_STRIP * n_blocks * w->half_bits;
-    dot_fn *const *dot = dots[rate_index(w->half_bits)];
+typedef void strips_fn(const product *p, uint32_t row, uint32_t apart, uint32_t n_streams);
+
+static void few_strips(const product *p, uint32_t row, uint32_t apart, uint32_t n_streams) {
     stream streams[MAX_STREAMS];
-    for (uint32_t first = 0; first < p->n_tokens; first += MAX_TOKENS) {
-        const uint32_t n = p->n_tokens - first < MAX_TOKENS ? p->n_tokens - first : MAX_TOKENS;
-        for (uint32_t s = 0; s < n_streams; s++) {
-            streams[s].codes = w->codes + (row + s * apart) / PACKED_STRIP * strip_bytes;
+    for (uint32_t s = 0; s < n_streams; s++) {
+        streams[s].codes = strip_codes(p->w, row + s * apart);
+    }
+    dots[rate_index(p->w->half_bits)][pass_index(p->n_tokens)](
+        p->d, streams, n_streams, p->w->n_cols / CODE_BLOCK, p->arranged);
+    for (uint32_t s = 0; s < n_streams; s++) {
+        store_sums(p, row + s * apart, streams[s].sums);
+    }
+}
+
+static void arrange_few(const product *p, uint8_t *out) {
+    for (uint32_t t = 0; t < p->n_tokens; t++) {
+        arrange(p->x[t].q, p->w->n_cols, out + t * X_STRIDE,
+                (size_t)pass_sizes[pass_index(p->n_tokens)] * X_STRIDE);
+    }
+}
+
+/* ---- Products for more tokens ------------------------------------------- */
+
+/*
+ * Two strips are decoded a piece at a time, which is multiplied with eight tokens
+ * after eight while it is in the first-level cache. Activations lie in the order in which they are
+ * read.
+ */
+enum {
+    TILE_TOKENS = 8,
+    TILE_STRIPS = 2,
+    PIECE_GROUPS = 16,
+    WIDE_COLS = 16384, /* from here on, PASS_TOKENS tokens exceed a second-level cache of 2 MiB */
+};
+
+/* sums of two strips and T tokens += products of n_groups groups; the second strip's weights lie
+ * PIECE_GROUPS tiles after the first's. */
+static ALWAYS_INLINE void add_tile(const int T, const uint8_t *weights, const uint8_t *x,
+                                   uint32_t n_groups, __m512i *first, __m512i *second) {
+    __m512i a[TILE_TOKENS], b[TILE_TOKENS];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+        a[t] = first[t], b[t] = second[t];
+    }
+    for (uint32_t g = 0; g < n_groups; g++, weights += TILE_BYTES, x += T * X_STRIDE) {
+#define TOKEN(t, k)                                                                                \
+    if (t < T) {                                                                                   \
+        const __m512i q = four_bytes((const int8_t *)x + X_STRIDE * t + 4 * k);                    \
+        a[t] = dot4(a[t], v, q);                                                                   \
+        b[t] = dot4(b[t], w, q);                                                                   \
+    }
+#define WEIGHT(k)                                                                                  \
+    {                                                                                              \
+        const __m512i v = _mm512_load_si512(weights + GROUP_BYTES * k);                            \
+        const __m512i w =                                                                          \
+            _mm512_load_si512(weights + PIECE_GROUPS * TILE_BYTES + GROUP_BYTES * k);              \
+        TOKEN(0, k)                                                                                \
+        TOKEN(1, k) TOKEN(2, k) TOKEN(3, k) TOKEN(4, k) TOKEN(5, k) TOKEN(6, k) TOKEN(7, k)        \
+    }
+        EACH_WEIGHT(WEIGHT)
+#undef WEIGHT
+#undef TOKEN
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+        first[t] = a[t], second[t] = b[t];
+    }
+}
+
+/* n: tokens left, of which a tile of eight or four is multiplied. */
+static const uint8_t *add_tokens(uint32_t n, const uint8_t *weights, const uint8_t *x,
+                                 uint32_t n_groups, __m512i *first, __m512i *second) {
+    if (n > TILE_TOKENS / 2) {
+        add_tile(TILE_TOKENS, weights, x, n_groups, first, second);
+        return x + (size_t)n_groups * TILE_TOKENS * X_STRIDE;
+    }
+    add_tile(TILE_TOKENS / 2, weights, x, n_groups, first, second);
+    return x + (size_t)n_groups * TILE_TOKENS / 2 * X_STRIDE;
+}
+
+static ALWAYS_INLINE void tile_strips(const product *p, const int h, uint32_t row, uint32_t apart,
+                                      uint32_t n_strips) {
+    const uint32_t n_blocks = p->w->n_cols / CODE_BLOCK;
+    const uint32_t n_groups = (n_blocks + PACKED_GROUP - 1) / PACKED_GROUP;
+    _Alignas(64) uint8_t weights[TILE_STRIPS][PIECE_GROUPS * TILE_BYTES];
+    __m512i sums[TILE_STRIPS][PASS_TOKENS], before[TILE_STRIPS][2];
+    const uint8_t *codes[TILE_STRIPS], *x = p->arranged;
+    for (uint32_t s = 0; s < TILE_STRIPS; s++) { /* without a second strip, the first again */
+        codes[s] = strip_codes(p->w, row + (s < n_strips ? s * apart : 0));
+        before[s][0] = before[s][1] = _mm512_setzero_si512();
+        for (uint32_t t = 0; t < round_up(p->n_tokens, TILE_TOKENS); t++) {
+            sums[s][t] = _mm512_setzero_si512();
         }
-        dot[pass_index(n)](p->d, streams, n_streams, n_blocks,
-                           p->arranged + first * n_groups * X_STRIDE);
-        for (uint32_t s = 0; s < n_streams; s++) {
-            const uint32_t r = row + s * apart;
-            const uint32_t n_rows = p->row_end - r < PACKED_STRIP ? p->row_end - r : PACKED_STRIP;
-            for (uint32_t t = first; t < first + n; t++) {
-                store_rows(w, r, n_rows, &p->x[t], streams[s].sums[t - first],
-                           p->y + t * p->y_stride);
+    }
+    for (uint32_t g = 0; g < n_groups; g += PIECE_GROUPS) {
+        const uint32_t n = n_groups - g < PIECE_GROUPS ? n_groups - g : PIECE_GROUPS;
+        for (uint32_t s = 0; s < TILE_STRIPS; s++) {
+            codes[s] = decode_groups(p->d, h, codes[s], n_blocks - PACKED_GROUP * g, n, before[s],
+                                     weights[s]);
+        }
+        for (uint32_t t = 0; t < p->n_tokens; t += TILE_TOKENS) {
+            x = add_tokens(p->n_tokens - t, weights[0], x, n, &sums[0][t], &sums[1][t]);
+        }
+    }
+    for (uint32_t s = 0; s < n_strips; s++) {
+        store_sums(p, row + s * apart, sums[s]);
+    }
+}
+
+#define TILES(h)                                                                                   \
+    static void tile_strips_##h(const product *p, uint32_t row, uint32_t apart, uint32_t n) {      \
+        tile_strips(p, h, row, apart, n);                                                          \
+    }
+/* clang-format off */
+TILES(4) TILES(5) TILES(6) TILES(7) TILES(8) TILES(16)
+static strips_fn *const tiles[] = {tile_strips_4, tile_strips_5, tile_strips_6,
+                                   tile_strips_7, tile_strips_8, tile_strips_16};
+/* clang-format on */
+
+static void arrange_tiles(const product *p, uint8_t *out) {
+    const uint32_t n_cols = p->w->n_cols, piece = 64 * PIECE_GROUPS;
+    for (uint32_t c = 0; c < n_cols; c += piece) {
+        const uint32_t n = n_cols - c < piece ? n_cols - c : piece, n_groups = (n + 63) / 64;
+        for (uint32_t t = 0; t < p->n_tokens; t += TILE_TOKENS) {
+            const uint32_t left = p->n_tokens - t;
+            const uint32_t n_tile = left > TILE_TOKENS / 2 ? TILE_TOKENS : TILE_TOKENS / 2;
+            for (uint32_t i = 0; i < n_tile && i < left; i++) {
+                arrange(p->x[t + i].q + c, n, out + i * X_STRIDE, (size_t)n_tile * X_STRIDE);
             }
+            out += (size_t)n_groups * n_tile * X_STRIDE;
         }
     }
 }
 
+/* ---- Both -------------------------------------------------------------- */
+
 /* Fetches the first codes of each stream, of which nothing came ahead. */
 static void fetch_streams(const product *p, uint32_t row, uint32_t apart, uint32_t n_streams) {
-    const size_t row_bytes = (size_t)p->w->n_cols / CODE_BLOCK * p->w->half_bits;
     for (uint32_t i = 0; i < FIRST_GROUPS * p->w->half_bits; i++) {
         for (uint32_t s = 0; s < n_streams; s++) {
-            _mm_prefetch((const char *)p->w->codes + (row + (size_t)s * apart) * row_bytes +
-                             (size_t)GROUP_BYTES * i,
+            _mm_prefetch((const char *)strip_codes(p->w, row + s * apart) + (size_t)GROUP_BYTES * i,
                          _MM_HINT_T0);
         }
     }
 }
 
 static void matmul_tokens(const product *p, uint32_t row_begin, uint8_t *scratch) {
-    const uint32_t n_cols = p->w->n_cols;
-    const size_t n_groups = ((size_t)n_cols + 63) / 64;
+    const bool few = p->n_tokens <= MAX_TOKENS;
+    strips_fn *const strips = few ? few_strips : tiles[rate_index(p->w->half_bits)];
     const uint32_t n_strips = (p->row_end - row_begin + PACKED_STRIP - 1) / PACKED_STRIP;
-    const uint32_t n_streams = p->n_tokens > STREAM_TOKENS ? 1 : MAX_STREAMS;
+    const uint32_t n_streams = !few ? TILE_STRIPS : p->n_tokens > STREAM_TOKENS ? 1 : MAX_STREAMS;
     const uint32_t n_turns = n_strips / n_streams; /* with a strip of each stream */
+    const uint32_t apart = PACKED_STRIP * n_turns;
     if (n_turns > 0) {
-        fetch_streams(p, row_begin, PACKED_STRIP * n_turns, n_streams);
+        fetch_streams(p, row_begin, apart, n_streams);
     }
-    for (uint32_t t = 0; t < p->n_tokens; t++) {
-        const uint32_t first = t / MAX_TOKENS * MAX_TOKENS;
-        const size_t step = (size_t)pass_sizes[pass_index(p->n_tokens - first)] * X_STRIDE;
-        arrange(p->x[t].q, n_cols, scratch + (first * n_groups + (t - first)) * X_STRIDE, step);
-    }
+    (few ? arrange_few : arrange_tiles)(p, scratch);
     for (uint32_t turn = 0; turn < n_turns; turn++) {
-        matmul_strips(p, row_begin + PACKED_STRIP * turn, PACKED_STRIP * n_turns, n_streams);
+        strips(p, row_begin + PACKED_STRIP * turn, apart, n_streams);
     }
     if (n_strips > n_turns * n_streams) {
-        matmul_strips(p, row_begin + PACKED_STRIP * n_turns * n_streams, PACKED_STRIP,
-                      n_strips - n_turns * n_streams);
+        strips(p, row_begin + apart * n_streams, PACKED_STRIP, n_strips - n_turns * n_streams);
     }
 }
 
@@ -417,10 +532,11 @@ static void matmul_packed_avx512(const packed_matrix *w, uint32_t row_begin, uin
                  .arranged = scratch,
                  .row_end = row_end,
                  .y_stride = y_stride};
-    for (uint32_t t = 0; t < n_tokens; t += PASS_TOKENS) {
+    const uint32_t most = w->n_cols > WIDE_COLS ? PASS_TOKENS / 2 : PASS_TOKENS;
+    for (uint32_t t = 0; t < n_tokens; t += most) {
         p.x = x + t;
         p.y = y + t * y_stride;
-        p.n_tokens = n_tokens - t < PASS_TOKENS ? n_tokens - t : PASS_TOKENS;
+        p.n_tokens = n_tokens - t < most ? n_tokens - t : most;
         matmul_tokens(&p, row_begin, scratch);
     }
 }

@@ -19,8 +19,9 @@
     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 
 enum {
-    PASS_TOKENS = 64,    /* whose activations are arranged together */
+    PASS_TOKENS = 128,   /* whose activations are arranged together, at most */
     GROUP_BYTES = 64,    /* of a plane, and of a token's activations */
+    TILE_BYTES = 1024,   /* of a group's weights */
     PREFETCH_GROUPS = 8, /* how far ahead codes are fetched; they are read once, in order */
 };
 
@@ -126,6 +127,26 @@ static ALWAYS_INLINE const uint8_t *load_group(const int h, const uint8_t *codes
 static ALWAYS_INLINE __m512i group_weight(const decoder *d, int h, int k, const __m512i *plane) {
     return h == 16 ? _mm512_xor_si512(plane[k + 2], _mm512_set1_epi8(-128))
                    : decode(d, h, k, plane);
+}
+
+/* n_groups groups of a strip, with n_blocks left in its row: a tile of 16 x 64 bytes each, row k
+ * weight k of the group's blocks. Returns where the next group lies. */
+static ALWAYS_INLINE const uint8_t *decode_groups(const decoder *d, const int h,
+                                                  const uint8_t *codes, uint32_t n_blocks,
+                                                  uint32_t n_groups, __m512i before[2],
+                                                  uint8_t *out) {
+    uint8_t wide[16 * GROUP_BYTES];
+    __m512i last[2] = {before[0], before[1]};
+    for (uint32_t g = 0; g < n_groups; g++, n_blocks -= PACKED_GROUP, out += TILE_BYTES) {
+        __m512i plane[18];
+        codes = load_group(h, codes, n_blocks, wide, last, plane);
+#define WEIGHT(k) _mm512_storeu_si512(out + GROUP_BYTES * k, group_weight(d, h, k, plane));
+        EACH_WEIGHT(WEIGHT)
+#undef WEIGHT
+        codes += (size_t)GROUP_BYTES * (size_t)h;
+    }
+    before[0] = last[0], before[1] = last[1];
+    return codes;
 }
 
 /* ---- Activations and results ------------------------------------------- */

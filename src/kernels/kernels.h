@@ -21,8 +21,8 @@ enum {
         16383, /* largest integer weight of a value in a Q8 cache: two 7-bit halves */
     KERNELS_MAX_COLS = 132096 /* 128 * 127 * n_cols < 2^31, n_cols a multiple of 16 */
 };
-/* for matmul_packed: 64 tokens' activations, 32 rows of weights */
-#define KERNELS_SCRATCH_BYTES(n_cols) ((size_t)96 * ((n_cols) + 64))
+/* for matmul_packed: 128 tokens' activations, 32 rows of weights */
+#define KERNELS_SCRATCH_BYTES(n_cols) ((size_t)160 * ((n_cols) + 64))
 #define KERNELS_TINY 0x1p-100f /* a token whose largest activation is below counts as zero */
 /* for attention */
 #define KERNELS_ATTENTION_SCRATCH_BYTES(head_dim)                                                  \
