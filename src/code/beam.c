@@ -36,29 +36,36 @@ typedef struct front {
     unsigned n;
     float *cost;      /* (capacity); infinite: dropped */
     uint16_t *window; /* (capacity) */
-    uint64_t *origin; /* (capacity) 16 bits each: the path's number at the ends of the last blocks,
-                         the newest lowest */
-    float *ahead;     /* (capacity, n_ahead) feedback to this block and the LAG next; NULL: none */
+    float *ahead;     /* (capacity, CODE_BLOCK) feedback to the weights of the block */
 } front;
 
 /* The search of one row. */
 typedef struct beam {
-    front front[2];   /* before even and before odd weights */
+    front front;      /* before even weights */
+    uint64_t *origin; /* (capacity) of the paths at the end of the last block: 16 bits each, their
+                         numbers at the ends of the blocks, the newest lowest */
+    float *later;     /* (capacity, lag - 1, CODE_BLOCK) feedback to the blocks behind the next */
     float reach;      /* the last limit above the least cost */
     unsigned decided; /* window of the last weight that was decided */
-    uint8_t *symbol;  /* (history, capacity): of path p at weight k */
-    uint16_t *parent; /* and its number at weight k - 1 */
+    uint16_t *choice; /* (history, capacity): at weight k, path p came from path `choice >> b` of
+                         weight k - 1 by the symbol of b bits below */
 } beam;
 
 typedef struct searcher {
     const struct code_table *table;
-    unsigned width, capacity, lag, history, n_ahead;
+    unsigned width, lag;
+    size_t capacity;           /* paths */
+    size_t history;            /* weights */
     uint8_t hash[256];         /* of the window's newer byte */
     float values[2][256 * 16]; /* parity, (hash of the bits that stay, new symbol): v - centre */
+    uint16_t slot[STATES_MAX]; /* number of the path in a state, if that path is in this state */
     float *cost;               /* (capacity * 16) */
     uint32_t *picked;          /* (capacity + 16) */
     uint8_t *old_hash;         /* (capacity) */
-    uint32_t slot[STATES_MAX], epoch; /* epoch and path that reached a state */
+    float *error;              /* (CODE_BLOCK, capacity) of the block */
+    front odd;                 /* before odd weights */
+    uint64_t *origin;          /* as in the beam, at the end of the block */
+    float *later;
     beam beams[ROWS];
     void *memory;
 } searcher;
@@ -66,6 +73,11 @@ typedef struct searcher {
 /* The hash of the bits that stay in a window, without the new symbol. */
 static inline unsigned hash_old(const searcher *s, unsigned bits) {
     return (bits & 255) ^ s->hash[bits >> 8];
+}
+
+/* The choices at weight i of the block at `at`. */
+static inline uint16_t *choices_at(const searcher *s, const beam *w, size_t at, unsigned i) {
+    return w->choice + (at % s->history + i) * s->capacity;
 }
 
 typedef void block_fn(searcher *s, beam *w, size_t at, const float *x, const float *plain,
@@ -126,48 +138,50 @@ static void *carve(uint8_t **p, size_t *used, size_t n) {
     return piece;
 }
 
-static void carve_all(searcher *s, uint8_t *memory, size_t *used, bool feedback) {
-    const size_t capacity = s->capacity;
+static void carve_front(const searcher *s, front *f, uint8_t **memory, size_t *used) {
+    f->cost = carve(memory, used, s->capacity * sizeof *f->cost);
+    f->window = carve(memory, used, s->capacity * sizeof *f->window);
+    f->ahead = carve(memory, used, s->capacity * CODE_BLOCK * sizeof *f->ahead);
+}
+
+static void carve_all(searcher *s, uint8_t *memory, size_t *used) {
+    const size_t capacity = s->capacity, n_later = capacity * (s->lag - 1) * CODE_BLOCK;
     s->cost = carve(&memory, used, capacity * 16 * sizeof *s->cost);
     s->picked = carve(&memory, used, (capacity + 16) * sizeof *s->picked);
     s->old_hash = carve(&memory, used, capacity);
+    s->error = carve(&memory, used, CODE_BLOCK * s->capacity * sizeof *s->error);
+    s->origin = carve(&memory, used, capacity * sizeof *s->origin);
+    s->later = carve(&memory, used, n_later * sizeof *s->later);
+    carve_front(s, &s->odd, &memory, used);
     for (int r = 0; r < ROWS; r++) {
         beam *w = &s->beams[r];
-        for (int i = 0; i < 2; i++) {
-            front *f = &w->front[i];
-            f->cost = carve(&memory, used, capacity * sizeof *f->cost);
-            f->window = carve(&memory, used, capacity * sizeof *f->window);
-            f->origin = carve(&memory, used, capacity * sizeof *f->origin);
-            f->ahead =
-                feedback ? carve(&memory, used, capacity * s->n_ahead * sizeof *f->ahead) : NULL;
-        }
-        w->symbol = carve(&memory, used, s->history * capacity);
-        w->parent = carve(&memory, used, s->history * capacity * sizeof *w->parent);
+        carve_front(s, &w->front, &memory, used);
+        w->origin = carve(&memory, used, capacity * sizeof *w->origin);
+        w->later = carve(&memory, used, n_later * sizeof *w->later);
+        w->choice = carve(&memory, used, s->history * s->capacity * sizeof *w->choice);
     }
 }
 
-static searcher *searcher_create(const struct code_table *t, const code_feedback *m,
-                                 unsigned width) {
+static searcher *searcher_create(const struct code_table *t, unsigned lag, unsigned width) {
     searcher *s = memory_alloc(1, sizeof *s);
     if (s == NULL) {
         return NULL;
     }
     s->table = t;
     s->width = width;
-    s->capacity = (width + width / 4 + 31) / 16 * 16;
-    s->lag = m->lag;
-    s->n_ahead = (m->lag + 1) * CODE_BLOCK;
-    s->history = s->n_ahead;
+    s->capacity = ((size_t)width + width / 4 + 31) / 16 * 16;
+    s->lag = lag;
+    s->history = (size_t)(lag + 1) * CODE_BLOCK;
     fill_tables(s);
     size_t bytes = 0;
-    carve_all(s, NULL, &bytes, m->near != NULL);
+    carve_all(s, NULL, &bytes);
     s->memory = memory_alloc(bytes, 1);
     if (s->memory == NULL) {
         memory_free(s);
         return NULL;
     }
     bytes = 0;
-    carve_all(s, s->memory, &bytes, m->near != NULL);
+    carve_all(s, s->memory, &bytes);
     return s;
 }
 
@@ -179,14 +193,13 @@ static void searcher_free(searcher *s) {
 }
 
 static void beam_start(const searcher *s, beam *w) {
-    front *f = &w->front[0];
+    front *f = &w->front;
     f->n = 1;
     f->cost[0] = 0;
     f->window[0] = 0;
-    f->origin[0] = 0;
-    if (f->ahead != NULL) {
-        memset(f->ahead, 0, s->n_ahead * sizeof *f->ahead);
-    }
+    memset(f->ahead, 0, CODE_BLOCK * sizeof *f->ahead);
+    memset(w->later, 0, (size_t)(s->lag - 1) * CODE_BLOCK * sizeof *w->later);
+    w->origin[0] = 0;
     w->reach = s->table->unit * s->table->unit;
     w->decided = 0;
 }
@@ -203,9 +216,10 @@ static unsigned best_path(const front *f) {
 static unsigned trace(const searcher *s, const beam *w, size_t block, unsigned path,
                       uint8_t symbol[CODE_BLOCK]) {
     for (unsigned i = CODE_BLOCK; i-- > 0;) {
-        const size_t k = (block * CODE_BLOCK + i) % s->history * s->capacity + path;
-        symbol[i] = w->symbol[k];
-        path = w->parent[k];
+        const int b = s->table->width[i & 1];
+        const unsigned choice = choices_at(s, w, block * CODE_BLOCK, i)[path];
+        symbol[i] = (uint8_t)(choice & ((1u << b) - 1));
+        path = choice >> b;
     }
     return path;
 }
@@ -228,20 +242,21 @@ static void decide(const searcher *s, beam *w, const uint8_t symbol[CODE_BLOCK],
     }
 }
 
-/* After a block: drops the paths that were not `origin` lag blocks ago; the block ahead is next. */
-static void agree(const searcher *s, front *f, unsigned origin) {
+/* After a block: drops the paths that were not `origin` lag blocks ago. */
+static void agree(searcher *s, beam *w, unsigned origin) {
     const unsigned shift = 16 * (s->lag - 1);
-    for (unsigned j = 0; j < f->n; j++) {
-        if ((f->origin[j] >> shift & 0xffff) != origin) {
-            f->cost[j] = INFINITY;
+    uint64_t *const free_origin = w->origin;
+    float *const free_later = w->later;
+    for (unsigned j = 0; j < w->front.n; j++) {
+        if ((s->origin[j] >> shift & 0xffff) != origin) {
+            w->front.cost[j] = INFINITY;
         }
-        f->origin[j] = f->origin[j] << 16 | j;
-        if (f->ahead != NULL) {
-            float *ahead = f->ahead + (size_t)j * s->n_ahead;
-            memmove(ahead, ahead + CODE_BLOCK, (s->n_ahead - CODE_BLOCK) * sizeof *ahead);
-            memset(ahead + s->n_ahead - CODE_BLOCK, 0, CODE_BLOCK * sizeof *ahead);
-        }
+        s->origin[j] = s->origin[j] << 16 | j;
     }
+    w->origin = s->origin;
+    w->later = s->later;
+    s->origin = free_origin;
+    s->later = free_later;
 }
 
 /* A group of up to ROWS rows, and where it goes. */
@@ -263,15 +278,14 @@ static void search_block(searcher *s, const code_feedback *m, block_fn *block, c
         target[i] = plain[i] + far[i];
     }
     block(s, w, b * CODE_BLOCK, target, plain, m->weight + b * CODE_BLOCK,
-          m->near != NULL ? m->near + b * CODE_BLOCK * s->n_ahead : NULL);
-    front *f = &w->front[0];
-    unsigned path = best_path(f);
+          m->near + b * CODE_BLOCK * (s->lag + 1) * CODE_BLOCK);
+    unsigned path = best_path(&w->front);
     size_t first = b >= s->lag ? b - s->lag : 0, end = b >= s->lag ? first + 1 : 0;
     if ((b + 1) * CODE_BLOCK == m->n) {
         end = b + 1;
     } else {
-        path = f->origin[path] >> (16 * (s->lag - 1)) & 0xffff;
-        agree(s, f, path);
+        path = s->origin[path] >> (16 * (s->lag - 1)) & 0xffff;
+        agree(s, w, path);
     }
     uint8_t symbol[CODE_LAG_MAX + 1][CODE_BLOCK];
     for (size_t k = end; k-- > first;) {
@@ -296,7 +310,7 @@ static void search_group(searcher *s, const code_feedback *m, block_fn *block, c
     }
     for (size_t b = 0; b < m->n / CODE_BLOCK; b++) {
         float far[ROWS * CODE_BLOCK] = {0};
-        if (m->near != NULL && b > s->lag) {
+        if (b > s->lag) {
             m->matmul(m->far[b], CODE_BLOCK, (uint32_t)((b - s->lag) * CODE_BLOCK), g->error, m->n,
                       (uint32_t)g->rows, far, CODE_BLOCK);
         }
@@ -323,7 +337,7 @@ hepta_status code_encode_feedback(const struct code_table *table, const code_fee
     int short_of_memory = 0;
 #pragma omp parallel num_threads(threads > 1 ? threads : 1)
     {
-        searcher *s = searcher_create(table, m, width);
+        searcher *s = searcher_create(table, m->lag, width);
         float *y = memory_alloc(2 * ROWS * n, sizeof *y);
         if (s == NULL || y == NULL) {
 #pragma omp atomic write

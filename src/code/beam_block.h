@@ -13,35 +13,47 @@
 #define BEAM_PASTE(a, b) BEAM_PASTE_(a, b)
 #define BEAM_INLINE BEAM_TARGET static inline __attribute__((always_inline))
 
-/* Costs of all continuations of the paths in f by b bits, to s->cost; the least of them. */
-BEAM_INLINE float BEAM_PASTE(extend, BEAM_ISA)(const searcher *s, const front *f, int b,
-                                               unsigned parity, float x, float weight, unsigned i) {
-    const unsigned n_symbols = 1u << b;
-    const float *restrict values = s->values[parity];
-    float *restrict cost = s->cost;
-    const unsigned n_paths = f->n;
-    for (unsigned k = 0; k < n_paths; k++) {
-        const unsigned h = hash_old(s, (unsigned)f->window[k] >> b);
-        const float *restrict v = values + h * n_symbols;
-        const float base = f->cost[k];
-        const float target = f->ahead != NULL ? x + f->ahead[k * s->n_ahead + i] : x;
-        s->old_hash[k] = (uint8_t)h;
-        float *restrict out = cost + k * n_symbols;
-        if (b == 4) {
-            const vec16 d = target - *(const vec16 *)v;
-            *(vec16 *)out = base + d * d * weight;
-        } else if (b == 3) {
-            const vec8 d = target - *(const vec8 *)v;
-            *(vec8 *)out = base + d * d * weight;
-        } else {
-            const vec4 d = target - *(const vec4 *)v;
-            *(vec4 *)out = base + d * d * weight;
-        }
+/* The costs of all continuations of the paths in f, COUNT each. */
+#define BEAM_EXTEND(FLOATS, COUNT)                                                                 \
+    for (unsigned k = 0; k < n_paths; k++) {                                                       \
+        const unsigned h = hash_old(s, (unsigned)window[k] >> b);                                  \
+        const FLOATS target = x + ((FLOATS){0} + ahead[(size_t)k * CODE_BLOCK]);                   \
+        const FLOATS d = target - *(const FLOATS *)(values + h * COUNT);                           \
+        *(FLOATS *)(cost + k * COUNT) = base[k] + d * d * weight;                                  \
+        old_hash[k] = (uint8_t)h;                                                                  \
     }
-    const unsigned n = n_paths << b;
+
+/* Costs of all continuations of the paths in f by b bits, to s->cost; the least of them. */
+BEAM_INLINE float BEAM_PASTE(extend, BEAM_ISA)(const searcher *s, const front *f, int b, unsigned i,
+                                               float x, float weight) {
+    const float *restrict values = s->values[i & 1], *restrict base = f->cost;
+    const float *restrict ahead = f->ahead + i;
+    const uint16_t *restrict window = f->window;
+    float *restrict cost = s->cost;
+    uint8_t *restrict old_hash = s->old_hash;
+    const unsigned n_paths = f->n, n = n_paths << b;
+    if (b == 4) {
+        BEAM_EXTEND(vec16, 16)
+    } else if (b == 3) {
+        BEAM_EXTEND(vec8, 8)
+    } else {
+        BEAM_EXTEND(vec4, 4)
+    }
     for (unsigned k = n; k % 16 != 0; k++) {
         cost[k] = INFINITY;
     }
+#ifdef BEAM_AVX512
+    __m512 lane = _mm512_loadu_ps(cost), other = lane;
+    unsigned k = 16;
+    for (; k + 16 < n; k += 32) {
+        lane = _mm512_min_ps(lane, _mm512_loadu_ps(cost + k));
+        other = _mm512_min_ps(other, _mm512_loadu_ps(cost + k + 16));
+    }
+    if (k < n) {
+        lane = _mm512_min_ps(lane, _mm512_loadu_ps(cost + k));
+    }
+    return _mm512_reduce_min_ps(_mm512_min_ps(lane, other));
+#else
     /* Costs are not negative: their order is that of their bits. */
     int32x16 lane = *(const int32x16 *)cost;
     for (unsigned k = 16; k < n; k += 16) {
@@ -55,9 +67,29 @@ BEAM_INLINE float BEAM_PASTE(extend, BEAM_ISA)(const searcher *s, const front *f
     float result;
     memcpy(&result, &least, sizeof result);
     return result;
+#endif
 }
 
+#undef BEAM_EXTEND
+
 BEAM_INLINE unsigned BEAM_PASTE(count, BEAM_ISA)(const float *cost, unsigned n, float limit) {
+#ifdef BEAM_AVX512
+    const __m512i one = _mm512_set1_epi32(1);
+    const __m512 most = _mm512_set1_ps(limit);
+    __m512i a = _mm512_setzero_si512(), c = a;
+    unsigned k = 0;
+    for (; k + 16 < n; k += 32) {
+        a = _mm512_mask_add_epi32(
+            a, _mm512_cmp_ps_mask(_mm512_loadu_ps(cost + k), most, _CMP_LE_OQ), a, one);
+        c = _mm512_mask_add_epi32(
+            c, _mm512_cmp_ps_mask(_mm512_loadu_ps(cost + k + 16), most, _CMP_LE_OQ), c, one);
+    }
+    if (k < n) {
+        a = _mm512_mask_add_epi32(
+            a, _mm512_cmp_ps_mask(_mm512_loadu_ps(cost + k), most, _CMP_LE_OQ), a, one);
+    }
+    return (unsigned)_mm512_reduce_add_epi32(_mm512_add_epi32(a, c));
+#else
     int32x16 lane = {0};
     for (unsigned k = 0; k < n; k += 16) {
         lane -= *(const vec16 *)(cost + k) <= limit;
@@ -67,6 +99,7 @@ BEAM_INLINE unsigned BEAM_PASTE(count, BEAM_ISA)(const float *cost, unsigned n, 
         sum += lane[l];
     }
     return (unsigned)sum;
+#endif
 }
 
 /* A cost that between 7/8 and 9/8 of the beam's width of n candidates do not exceed. */
@@ -113,61 +146,96 @@ BEAM_INLINE unsigned BEAM_PASTE(pick, BEAM_ISA)(const searcher *s, unsigned n, f
         picked += s->cost[k] <= limit;
     }
 #endif
-    return picked < s->capacity ? picked : s->capacity;
+    return picked < s->capacity ? picked : (unsigned)s->capacity;
 }
 
-/* One weight: the paths of f go on as those of g. */
-BEAM_INLINE void BEAM_PASTE(step, BEAM_ISA)(searcher *s, beam *w, int b, size_t at, float x,
-                                            float plain, float weight, const float *near) {
-    const unsigned i = at % CODE_BLOCK, parity = i & 1, n_symbols = 1u << b;
-    const front *f = &w->front[parity];
-    front *g = &w->front[1 - parity];
-    const float least = BEAM_PASTE(extend, BEAM_ISA)(s, f, b, parity, x, weight, i);
+/* Weight i of the block at `at`: the paths of f go on as those of g. */
+BEAM_INLINE void BEAM_PASTE(step, BEAM_ISA)(searcher *s, beam *w, const front *f, front *g, int b,
+                                            size_t at, unsigned i, float x, float plain,
+                                            float weight, const float *near) {
+    const unsigned mask = (1u << b) - 1;
+    const float least = BEAM_PASTE(extend, BEAM_ISA)(s, f, b, i, x, weight);
     const unsigned n = f->n << b, n_full = (n + 15) / 16 * 16;
     const float limit = n > s->width ? BEAM_PASTE(find_limit, BEAM_ISA)(s, w, n_full, least)
                                      : FLT_MAX; /* all but the dropped */
     const unsigned n_picked = BEAM_PASTE(pick, BEAM_ISA)(s, n_full, limit);
 
-    /* Of paths that meet in a state the cheapest goes on. */
-    const int next_width = s->table->width[1 - parity];
-    uint8_t *symbol = w->symbol + (at % s->history) * s->capacity;
-    uint16_t *parent = w->parent + (at % s->history) * s->capacity;
-    if (++s->epoch == 1u << 16) {
-        memset(s->slot, 0, sizeof s->slot);
-        s->epoch = 1;
-    }
+    /* Of paths that meet in a state the cheapest goes on. Few do: that is the only branch. */
+    const int next_width = s->table->width[1 - (i & 1)];
+    const uint32_t *restrict picked = s->picked;
+    const uint16_t *restrict old_window = f->window;
+    const float *restrict costs = s->cost;
+    uint16_t *restrict choice = choices_at(s, w, at, i), *restrict new_window = g->window;
+    uint16_t *restrict slot = s->slot;
+    float *restrict new_cost = g->cost;
     unsigned n_next = 0;
     for (unsigned j = 0; j < n_picked; j++) {
-        const unsigned k = s->picked[j], from = k >> b, a = k & (n_symbols - 1);
-        const unsigned window = (unsigned)f->window[from] >> b | a << (CODE_WINDOW - b);
-        uint32_t *slot = &s->slot[window >> next_width];
-        const bool met = *slot >> 16 == s->epoch;
-        const unsigned to = met ? *slot & 0xffff : n_next;
-        const float cost = s->cost[k] - least;
-        if (met && g->cost[to] <= cost) {
-            continue;
+        const unsigned k = picked[j];
+        const unsigned window = (unsigned)old_window[k >> b] >> b | (k & mask) << (CODE_WINDOW - b);
+        const unsigned state = window >> next_width;
+        const float cost = costs[k] - least;
+        unsigned to = slot[state];
+        if ((to < n_next) & ((unsigned)new_window[to] >> next_width == state)) {
+            if (new_cost[to] <= cost) {
+                continue;
+            }
+        } else {
+            to = n_next++;
+            slot[state] = (uint16_t)to;
         }
-        *slot = s->epoch << 16 | to;
-        n_next += !met;
-        g->cost[to] = cost;
-        g->window[to] = (uint16_t)window;
-        symbol[to] = (uint8_t)a;
-        parent[to] = (uint16_t)from;
+        new_cost[to] = cost;
+        new_window[to] = (uint16_t)window;
+        choice[to] = (uint16_t)k;
     }
     g->n = n_next;
+    const float *restrict values = s->values[i & 1], *restrict before = f->ahead;
+    const uint8_t *restrict old_hash = s->old_hash;
+    float *restrict error = s->error + i * s->capacity, *restrict after = g->ahead;
+    const vec16 ahead = *(const vec16 *)near;
     for (unsigned j = 0; j < n_next; j++) {
-        g->origin[j] = f->origin[parent[j]];
+        const unsigned k = choice[j], from = k >> b;
+        const float e = plain - values[((unsigned)old_hash[from] << b) + (k & mask)];
+        error[j] = e;
+        *(vec16 *)(after + (size_t)j * CODE_BLOCK) =
+            *(const vec16 *)(before + (size_t)from * CODE_BLOCK) + ahead * e;
     }
-    if (near == NULL) {
-        return;
-    }
-    for (unsigned j = 0; j < n_next; j++) {
-        const unsigned from = parent[j], n_ahead = s->n_ahead;
-        const float e = plain - s->values[parity][s->old_hash[from] * n_symbols + symbol[j]];
-        const float *restrict in = f->ahead + (size_t)from * n_ahead;
-        float *restrict out = g->ahead + (size_t)j * n_ahead;
-        for (unsigned l = 0; l < n_ahead; l += 16) {
-            *(vec16 *)(out + l) = *(const vec16 *)(in + l) + *(const vec16 *)(near + l) * e;
+}
+
+/*
+ * After the block at `at`: where its paths began, and what their errors in it give to the `lag`
+ * blocks ahead, of which the first is next.
+ */
+BEAM_INLINE void BEAM_PASTE(settle, BEAM_ISA)(searcher *s, beam *w, size_t at, const float *near,
+                                              unsigned lag) {
+    const size_t later = (size_t)(lag - 1) * CODE_BLOCK, capacity = s->capacity;
+    const int even = s->table->width[0], odd = s->table->width[1];
+    const uint16_t *restrict choice = choices_at(s, w, at, 0);
+    const float *restrict errors = s->error;
+    const front *f = &w->front;
+    for (unsigned j = 0; j < f->n; j++) {
+        float error[CODE_BLOCK];
+        size_t path = j;
+        for (unsigned i = CODE_BLOCK; i > 0; i -= 2) {
+            error[i - 1] = errors[(i - 1) * capacity + path];
+            path = (size_t)choice[(i - 1) * capacity + path] >> odd;
+            error[i - 2] = errors[(i - 2) * capacity + path];
+            path = (size_t)choice[(i - 2) * capacity + path] >> even;
+        }
+        s->origin[j] = w->origin[path];
+        vec16 sum[CODE_LAG_MAX];
+        for (unsigned l = 0; l < lag; l++) {
+            sum[l] = l + 1 < lag ? *(const vec16 *)(w->later + path * later + l * CODE_BLOCK)
+                                 : (vec16){0};
+        }
+        for (unsigned i = 0; i < CODE_BLOCK; i++) {
+            const float *ahead = near + (size_t)(i * (lag + 1) + 1) * CODE_BLOCK;
+            for (unsigned l = 0; l < lag; l++) {
+                sum[l] += *(const vec16 *)(ahead + l * CODE_BLOCK) * error[i];
+            }
+        }
+        *(vec16 *)(f->ahead + (size_t)j * CODE_BLOCK) = sum[0];
+        for (unsigned l = 1; l < lag; l++) {
+            *(vec16 *)(s->later + j * later + (l - 1) * CODE_BLOCK) = sum[l];
         }
     }
 }
@@ -177,18 +245,34 @@ BEAM_TARGET static void BEAM_PASTE(block, BEAM_ISA)(searcher *s, beam *w, size_t
                                                     const float *plain, const float *weight,
                                                     const float *near) {
     for (unsigned i = 0; i < CODE_BLOCK; i++) {
-        const float *m = near != NULL ? near + i * s->n_ahead : NULL;
+        const front *f = i & 1 ? &s->odd : &w->front;
+        front *g = i & 1 ? &w->front : &s->odd;
+        const float *ahead = near + (size_t)i * (s->lag + 1) * CODE_BLOCK;
         switch (s->table->width[i & 1]) {
         case 2:
-            BEAM_PASTE(step, BEAM_ISA)(s, w, 2, at + i, x[i], plain[i], weight[i], m);
+            BEAM_PASTE(step, BEAM_ISA)(s, w, f, g, 2, at, i, x[i], plain[i], weight[i], ahead);
             break;
         case 3:
-            BEAM_PASTE(step, BEAM_ISA)(s, w, 3, at + i, x[i], plain[i], weight[i], m);
+            BEAM_PASTE(step, BEAM_ISA)(s, w, f, g, 3, at, i, x[i], plain[i], weight[i], ahead);
             break;
         default:
-            BEAM_PASTE(step, BEAM_ISA)(s, w, 4, at + i, x[i], plain[i], weight[i], m);
+            BEAM_PASTE(step, BEAM_ISA)(s, w, f, g, 4, at, i, x[i], plain[i], weight[i], ahead);
             break;
         }
+    }
+    switch (s->lag) {
+    case 1:
+        BEAM_PASTE(settle, BEAM_ISA)(s, w, at, near, 1);
+        break;
+    case 2:
+        BEAM_PASTE(settle, BEAM_ISA)(s, w, at, near, 2);
+        break;
+    case 3:
+        BEAM_PASTE(settle, BEAM_ISA)(s, w, at, near, 3);
+        break;
+    default:
+        BEAM_PASTE(settle, BEAM_ISA)(s, w, at, near, CODE_LAG_MAX);
+        break;
     }
 }
 

@@ -71,7 +71,7 @@ hepta_status code_encode_rows(const struct code_table *table, const float *x, co
                               size_t rows, size_t n, uint8_t *out, size_t row_stride,
                               size_t block_stride, int threads, hepta_error *err);
 
-enum { CODE_LAG_MAX = 4, CODE_WIDTH_MAX = 4096 };
+enum { CODE_LAG_MAX = 4, CODE_WIDTH_MAX = 2048 };
 
 /*
  * What a row's errors cost and how weights make good for the errors before them: e^T H e, where
@@ -83,7 +83,7 @@ typedef struct code_feedback {
     unsigned lag;        /* blocks of 16 that are undecided behind the newest */
     const float *weight; /* (n) D */
     const float *near;   /* (n, 16 * (lag + 1)): U_jk of j with the weights k of its own block and
-                            the next, 0 where k <= j; NULL: no feedback */
+                            the next, 0 where k <= j */
     const float *const *far; /* (n / 16): of block b > lag, (16, 16 * (b - lag)): U_jk of its
                                 weights k with j in the blocks before b - lag */
     /* kernels->matmul_f32 */
@@ -92,7 +92,7 @@ typedef struct code_feedback {
 } code_feedback;
 
 /*
- * As code_encode_rows(), minimising e^T H e with a beam of about `width` paths (1 to 4096): the
+ * As code_encode_rows(), minimising e^T H e with a beam of about `width` paths (1 to 2048): the
  * wider, the better and slower.
  */
 hepta_status code_encode_feedback(const struct code_table *table, const code_feedback *m,

@@ -76,30 +76,38 @@ static inline f32x16 dot_lanes(const float *a, const float *b, size_t n) {
 
 /* ---- F32 matrices ------------------------------------------------------ */
 
+/* Adds the products of columns [i, i + 16) to R * T sums. */
+#define MATMUL_ADD(R, T, LOAD)                                                                     \
+    do {                                                                                           \
+        f32x16 b[T];                                                                               \
+        for (int t = 0; t < T; t++) {                                                              \
+            b[t] = LOAD(x + (size_t)t * x_stride + i);                                             \
+        }                                                                                          \
+        for (int r = 0; r < R; r++) {                                                              \
+            const f32x16 a = LOAD(w + (size_t)r * n + i);                                          \
+            for (int t = 0; t < T; t++) {                                                          \
+                sum[r][t] = v_add(sum[r][t], v_mul(a, b[t]));                                      \
+            }                                                                                      \
+        }                                                                                          \
+    } while (0)
+#define MATMUL_LOAD_REST(p) v_load_n(p, n - i)
+
 /* R rows times T tokens, R * T sums in registers. */
 #define MATMUL_BLOCK(NAME, R, T)                                                                   \
     static inline void matmul_##NAME(const float *w, uint32_t n, const float *x, size_t x_stride,  \
                                      float *y, size_t y_stride) {                                  \
         f32x16 sum[R][T];                                                                          \
+        uint32_t i = 0;                                                                            \
         for (int r = 0; r < R; r++) {                                                              \
             for (int t = 0; t < T; t++) {                                                          \
                 sum[r][t] = v_zero();                                                              \
             }                                                                                      \
         }                                                                                          \
-        for (uint32_t i = 0; i < n; i += 16) {                                                     \
-            f32x16 b[T];                                                                           \
-            bool whole = n - i >= 16;                                                              \
-            for (int t = 0; t < T; t++) {                                                          \
-                const float *p = x + (size_t)t * x_stride + i;                                     \
-                b[t] = whole ? v_load(p) : v_load_n(p, n - i);                                     \
-            }                                                                                      \
-            for (int r = 0; r < R; r++) {                                                          \
-                const float *p = w + (size_t)r * n + i;                                            \
-                f32x16 a = whole ? v_load(p) : v_load_n(p, n - i);                                 \
-                for (int t = 0; t < T; t++) {                                                      \
-                    sum[r][t] = v_add(sum[r][t], v_mul(a, b[t]));                                  \
-                }                                                                                  \
-            }                                                                                      \
+        for (; n - i >= 16; i += 16) {                                                             \
+            MATMUL_ADD(R, T, v_load);                                                              \
+        }                                                                                          \
+        if (i < n) {                                                                               \
+            MATMUL_ADD(R, T, MATMUL_LOAD_REST);                                                    \
         }                                                                                          \
         for (int r = 0; r < R; r++) {                                                              \
             for (int t = 0; t < T; t++) {                                                          \

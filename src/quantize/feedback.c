@@ -13,7 +13,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { PANEL = 64, ROWS = 32, DEPTH = 512 };
+enum { PANEL = 64, ROWS = 64, DEPTH = 512 };
 
 /*
  * Columns [j, j + n_panel) of rows from j on, less the products of the columns before, DEPTH of
