@@ -213,8 +213,8 @@ const decoder *decoder_get_avx512(uint32_t half_bits) {
 }
 
 enum {
-    MAX_TOKENS = 8, /* of one pass over a strip: their sums are in registers */
-    X_STRIDE = 68,  /* from a token's 64 activations to the next one's: not 64, for a core
+    MAX_TOKENS = 16, /* of one pass over a strip: their sums are in registers */
+    X_STRIDE = 68,   /* from a token's 64 activations to the next one's: not 64, for a core
                         cannot load from the same place of two cache lines at once */
 };
 
@@ -283,6 +283,8 @@ static ALWAYS_INLINE void dot_strips(const decoder *d, const int h, const int T,
         TOKEN(5, k)                                                                                \
         TOKEN(6, k)                                                                                \
         TOKEN(7, k)                                                                                \
+        TOKEN(8, k)                                                                                \
+        TOKEN(9, k) TOKEN(10, k) TOKEN(11, k) TOKEN(12, k) TOKEN(13, k) TOKEN(14, k) TOKEN(15, k)  \
     }
             EACH_WEIGHT(WEIGHT)
 #undef WEIGHT
@@ -309,16 +311,16 @@ typedef void dot_fn(const decoder *d, stream *streams, uint32_t n_streams, uint3
                               uint32_t n_blocks, const uint8_t *x) {                               \
         dot_strips(d, h, T, streams, n_streams, n_blocks, x);                                      \
     }
-#define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8)
+#define DOTS(h) DOT(h, 1) DOT(h, 2) DOT(h, 4) DOT(h, 8) DOT(h, 12) DOT(h, 16)
 /* clang-format off */
 DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8) DOTS(16)
 
-static const uint32_t pass_sizes[] = {1, 2, 4, 8};
+static const uint32_t pass_sizes[] = {1, 2, 4, 8, 12, 16};
 /* clang-format on */
 
 #define ROW(h)                                                                                     \
-    { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8 }
-static dot_fn *const dots[][4] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(16)};
+    { dot_##h##_1, dot_##h##_2, dot_##h##_4, dot_##h##_8, dot_##h##_12, dot_##h##_16 }
+static dot_fn *const dots[][6] = {ROW(4), ROW(5), ROW(6), ROW(7), ROW(8), ROW(16)};
 #undef ROW
 
 static inline size_t rate_index(uint32_t half_bits) {
