@@ -129,7 +129,7 @@ typedef enum hepta_cache_type {
 
 typedef struct hepta_session_options {
     uint32_t n_ctx;   /* positions held of each sequence; 0: the model's training context */
-    uint32_t n_batch; /* tokens processed together; 0: 64, on a GPU 512 */
+    uint32_t n_batch; /* tokens processed together; 0: 128, on a GPU 512 */
     int threads;      /* 0: physical cores this process may use */
     hepta_cache_type cache_type;
     uint32_t n_sequences; /* independent sequences, numbered from 0; 0: one */

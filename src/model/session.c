@@ -9,7 +9,7 @@
 
 #include <inttypes.h>
 
-enum { DEFAULT_BATCH = 64, DEFAULT_GPU_BATCH = 512, PIECE_ALIGNMENT = 64, HEAD_ROTATION_SEED = 0 };
+enum { DEFAULT_BATCH = 128, DEFAULT_GPU_BATCH = 512, PIECE_ALIGNMENT = 64, HEAD_ROTATION_SEED = 0 };
 
 /* One piece of the block: where its pointer goes and how large it is. */
 typedef struct piece {
