@@ -245,7 +245,6 @@ static inline u32x16 i_dot4_small(u32x16 sum, const int8_t *bytes, const int8_t 
 
 /* ---- Decoding ---------------------------------------------------------- */
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
 #define EACH_WEIGHT(X)                                                                             \
     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 

@@ -279,7 +279,8 @@ static void KERNEL(unpack_row)(const packed_matrix *w, uint32_t row, float *y, u
 /* ---- Attention --------------------------------------------------------- */
 
 /* 16 items of a cache row from d on; n < 16 items unless `whole`. */
-static inline f32x16 load_cache(const uint8_t *row, size_t d, bool f16, bool whole, uint32_t n) {
+static ALWAYS_INLINE f32x16 load_cache(const uint8_t *row, size_t d, bool f16, bool whole,
+                                       uint32_t n) {
     if (f16) {
         const uint8_t *p = row + 2 * d;
         return whole ? v_load_half(p) : v_load_half_n(p, n);
@@ -289,8 +290,9 @@ static inline f32x16 load_cache(const uint8_t *row, size_t d, bool f16, bool who
 }
 
 /* The lanes of q . k for four neighbouring positions, 4 or 1 of which are wanted. */
-static inline void attention_lanes(const float *q, const uint8_t *k, size_t row_bytes, bool f16,
-                                   uint32_t head_dim, int positions, f32x16 *lanes) {
+static ALWAYS_INLINE void attention_lanes(const float *q, const uint8_t *k, size_t row_bytes,
+                                          bool f16, uint32_t head_dim, int positions,
+                                          f32x16 *lanes) {
     for (int j = 0; j < positions; j++) {
         lanes[j] = v_zero();
     }
@@ -313,8 +315,9 @@ static inline void attention_lanes(const float *q, const uint8_t *k, size_t row_
 }
 
 /* score[j] = (q . k_j) * scale */
-static inline void attention_scores(const float *q, const uint8_t *k, size_t row_bytes, bool f16,
-                                    uint32_t n_pos, uint32_t head_dim, float scale, float *score) {
+static ALWAYS_INLINE void attention_scores(const float *q, const uint8_t *k, size_t row_bytes,
+                                           bool f16, uint32_t n_pos, uint32_t head_dim, float scale,
+                                           float *score) {
     uint32_t j = 0;
     for (; j + 16 <= n_pos; j += 16) {
         f32x16 lanes[16];
@@ -324,16 +327,21 @@ static inline void attention_scores(const float *q, const uint8_t *k, size_t row
         }
         v_store(score + j, v_mul(v_sum16(lanes), v_set1(scale)));
     }
-    for (; j < n_pos; j++) {
-        f32x16 lanes;
-        attention_lanes(q, k + j * row_bytes, row_bytes, f16, head_dim, 1, &lanes);
-        score[j] = v_sum(lanes) * scale;
+    if (j < n_pos) {
+        f32x16 lanes[16];
+        for (uint32_t i = 0; i < 16; i++) {
+            lanes[i] = v_zero();
+            if (i < n_pos - j) {
+                attention_lanes(q, k + (j + i) * row_bytes, row_bytes, f16, head_dim, 1, lanes + i);
+            }
+        }
+        v_store_n(score + j, n_pos - j, v_mul(v_sum16(lanes), v_set1(scale)));
     }
 }
 
 /* out[d ..] = sum_j p_j v_jd, j in order, for four vectors or one, the latter of n <= 16 items. */
-static inline void attention_values4(const float *p, const uint8_t *v, size_t row_bytes, bool f16,
-                                     uint32_t n_pos, uint32_t d, float *out) {
+static ALWAYS_INLINE void attention_values4(const float *p, const uint8_t *v, size_t row_bytes,
+                                            bool f16, uint32_t n_pos, uint32_t d, float *out) {
     f32x16 sum0 = v_zero(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
     for (uint32_t j = 0; j < n_pos; j++, v += row_bytes) {
         const f32x16 weight = v_set1(p[j]);
@@ -348,8 +356,9 @@ static inline void attention_values4(const float *p, const uint8_t *v, size_t ro
     v_store(out + d + 48, sum3);
 }
 
-static inline void attention_values1(const float *p, const uint8_t *v, size_t row_bytes, bool f16,
-                                     uint32_t n_pos, uint32_t d, uint32_t n, float *out) {
+static ALWAYS_INLINE void attention_values1(const float *p, const uint8_t *v, size_t row_bytes,
+                                            bool f16, uint32_t n_pos, uint32_t d, uint32_t n,
+                                            float *out) {
     f32x16 sum = v_zero();
     for (uint32_t j = 0; j < n_pos; j++, v += row_bytes) {
         sum = v_add(sum, v_mul(v_set1(p[j]), load_cache(v, d, f16, n >= 16, n)));
@@ -396,9 +405,10 @@ static inline void attention_softmax(float *score, uint32_t n, float *max, float
     *sum = v_sum(lanes);
 }
 
-static inline void attention_block(const float *q, const uint8_t *k, const uint8_t *v,
-                                   size_t row_bytes, bool f16, uint32_t n, uint32_t head_dim,
-                                   float scale, float *max, float *sum, float *out, float *score) {
+static ALWAYS_INLINE void attention_block(const float *q, const uint8_t *k, const uint8_t *v,
+                                          size_t row_bytes, bool f16, uint32_t n, uint32_t head_dim,
+                                          float scale, float *max, float *sum, float *out,
+                                          float *score) {
     attention_scores(q, k, row_bytes, f16, n, head_dim, scale, score);
     attention_softmax(score, n, max, sum);
     uint32_t d = 0;
@@ -433,9 +443,9 @@ static inline void finish_queries(const attention_query *queries, uint32_t n_que
 }
 
 /* All queries pass over a block of the cache before the next one, which stays in near caches. */
-static inline void attention_any(const kv_cache *cache, size_t row_bytes, bool f16,
-                                 uint32_t head_dim, const attention_query *queries,
-                                 uint32_t n_queries, float scale, float *scratch) {
+static ALWAYS_INLINE void attention_any(const kv_cache *cache, size_t row_bytes, bool f16,
+                                        uint32_t head_dim, const attention_query *queries,
+                                        uint32_t n_queries, float scale, float *scratch) {
     float *block_out = scratch, *score = scratch + head_dim;
     float max[KERNELS_MAX_QUERIES], sum[KERNELS_MAX_QUERIES];
     uint32_t n_pos = 0;

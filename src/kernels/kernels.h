@@ -13,6 +13,8 @@
 
 #include "base/base.h"
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 enum {
     KERNELS_LANES = 16,           /* virtual lanes of a float reduction */
     KERNELS_ATTENTION_BLOCK = 64, /* positions whose softmax is formed together */
