@@ -76,7 +76,7 @@ static hepta_status run_matmul(check *c, const packed_matrix *m,
     free(q), free(scale), free(sum);
     TRY(status);
     const dev_input in = {dev_q, dev_scale, dev_sum, stride, n};
-    TRY(multiply(c->stream, &w, &dev_y, 1, in, codes, c->err));
+    TRY(multiply(c->stream, c->device, &w, &dev_y, 1, in, codes, c->err));
     return check_out(c, y, dev_y, (uint64_t)n * m->n_rows);
 }
 

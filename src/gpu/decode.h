@@ -1,42 +1,90 @@
 /*
- * decode.h - weights from their codes, four at a time, in registers (docs/CODE.md).
+ * decode.h - weights from their codes, in registers (docs/CODE.md), and how codes lie on a device.
  *
- * A word of a byte plane (docs/FORMAT.md) holds byte j of the four blocks of a row's group, so
- * that every operation on it serves four weights that are 16 columns apart. Weights 2p and 2p+1 of
- * the four blocks, a *pair*, come out as two words:
+ * A *cell* is 4 rows of 4 blocks: 64 columns. A thread decodes a whole cell, every operation on a
+ * word serving several rows or blocks, and gets for each weight k = 0..15 of a block and each row a
+ * word of four bytes, weight k of blocks 0..3. Activations lie in that order (q_place).
  *
- *     words[0] = (2p, block 0), (2p+1, block 0), (2p, block 1), (2p+1, block 1)
- *     words[1] = the same of blocks 2 and 3
+ * A cell of h half bits is h chunks of 16 bytes. Cells of a strip of 16 rows and a *tile* of 4
+ * groups of 64 columns lie together, chunk 0 of all of them first, so that neighbouring threads
+ * read neighbouring chunks. A chunk of a cell is
  *
- * Activations lie in that order (q_place), and sums do not care. Values are v in 0..127: the
- * centre, 64, is taken off a row's sum at the end, times the sum of the activations.
+ *   3.5 bits    four words of *symbols*: word j of the cell has bits 2j and 2j + 1 of the 16
+ * blocks, that of block b of row r at bit 16 (r / 2) + 4 b + 2 (r % 2) other codes byte j of the
+ * blocks (docs/FORMAT.md): a word for each row, blocks 0, 2, 1, 3 int8        weight j of the
+ * blocks: a word for each row
+ *
+ * Symbols, because the hash at 3.5 bits, o ^ n ^ n << 2 ^ n >> 2, moves pairs of bits. With o0 ..
+ * o3, n0 .. n3 the pairs of the window, the lower one first,
+ *
+ *     h0 = o0 ^ n0 ^ n1      h1 = o1 ^ n0 ^ n1 ^ n2      h2 = o2 ^ n1 ^ n2 ^ n3      h3 = o3 ^ n2 ^
+ * n3
+ *
+ * and as a nibble is only an index, (h0, h0 ^ h1) and (h3, h3 ^ h2) will do, for tables in another
+ * order: h0 ^ h1 = o0 ^ o1 ^ n2 and h3 ^ h2 = o3 ^ o2 ^ n1. So each pair is one operation of
+ * three inputs for 16 blocks. Windows that begin at an odd bit have the pairs that straddle two
+ * symbols: the higher bit of one word and the lower bit of the next, taken as they stand, the later
+ * bit first, which is one more order of the tables.
  *
  * Lookups are byte permutes: a nibble selects one of 8 bytes, and one with its high bit set gives
- * 0, the sign of the tables' entries below 128. So the sum of a lookup in each half of a table,
- * the second with that bit turned, is the lookup in all 16.
+ * 0, the sign of the tables' entries below 128. The lookup of a nibble in the first half of a table
+ * and that of its complement in the second half, backwards, are two parts, of which one is 0.
+ * A weight's value is the sum of four parts, v in 0..127: the centre, 64, is taken off a row's sum
+ * at the end, times the sum of the activations.
  */
 #ifndef GPU_DECODE_H
 #define GPU_DECODE_H
 
 #include "gpu/platform.h"
 
-constexpr uint32_t GPU_GROUP = 64; /* columns decoded together; rows are whole groups */
+constexpr uint32_t GPU_GROUP = 64; /* columns; rows are whole groups */
+constexpr uint32_t GPU_TILE = 4;   /* groups */
+constexpr uint32_t GPU_CHUNK = 16; /* bytes */
 
-/* Where column c of a row of activations lies. */
+/* Where column c of a row of activations lies, and the column that lies there. */
 GPU_AND_HOST_FN unsigned q_place(unsigned c) {
-    const unsigned k = c % 16, block = c / 16 % 4;
-    return c / GPU_GROUP * GPU_GROUP + (k / 2 * 2 + block / 2) * 4 + block % 2 * 2 + k % 2;
+    return c / GPU_GROUP * GPU_GROUP + c % 16 * 4 + c / 16 % 4;
 }
-/* The column that lies there. */
 GPU_AND_HOST_FN unsigned q_column(unsigned place) {
-    const unsigned word = place / 4 % 16, byte = place % 4;
-    return place / GPU_GROUP * GPU_GROUP + (word % 2 * 2 + byte / 2) * 16 + word / 2 * 2 + byte % 2;
+    return place / GPU_GROUP * GPU_GROUP + place % 4 * 16 + place / 4 % 16;
 }
+
+/* A matrix in the device's memory. */
+typedef struct dev_matrix {
+    const uint8_t *codes;  /* strips of 16 rows, tiles, chunks, cells */
+    const uint8_t *scales; /* bfloat16 (n_rows rounded up to 16) */
+    uint32_t half_bits, n_rows, n_groups;
+} dev_matrix;
+
+/* Where a cell's chunk 0 lies, and how far apart its chunks are. */
+typedef struct code_cell {
+    const uint8_t *chunk;
+    uint32_t step;
+} code_cell;
+
+/* Rows 4i .. 4i + 3 of a strip's group g. */
+GPU_FN code_cell cell_at(const dev_matrix *w, uint32_t strip, uint32_t g, uint32_t i) {
+    const uint32_t tile = g / GPU_TILE * GPU_TILE, rest = w->n_groups - tile;
+    const uint32_t n = rest < GPU_TILE ? rest : GPU_TILE;
+    const uint64_t groups_before = (uint64_t)strip * w->n_groups + tile;
+    const code_cell c = {w->codes + groups_before * (4 * GPU_CHUNK * w->half_bits) +
+                             ((g - tile) * 4 + i) * GPU_CHUNK,
+                         n * 4 * GPU_CHUNK};
+    return c;
+}
+
+/* ---- Tables ------------------------------------------------------------ */
+
+/* 16 entries of which the second 8 stand backwards. */
+typedef struct nibble_table {
+    uint32_t first[2], second[2];
+} nibble_table;
 
 /* A rate's tables as kernels use them: in registers, ... */
 typedef struct code_words {
-    uint32_t low[4], high[4]; /* v = high[h >> 4] + low[h & 15] */
-    uint32_t a[2], b[2], c;   /* A n = a[n & 7] ^ b[n >> 3 & 7] ^ c[n >> 6] */
+    nibble_table low[2],
+        high[2];            /* v = high[h >> 4] + low[h & 15]; 3.5 bits: [1] for odd windows */
+    uint32_t a[2], b[2], c; /* A n = a[n & 7] ^ b[n >> 3 & 7] ^ c[n >> 6] */
 } code_words;
 /* ... and in memory. */
 typedef struct code_lookups {
@@ -45,9 +93,36 @@ typedef struct code_lookups {
     uint8_t value[256]; /* v by the hash */
 } code_lookups;
 
+static nibble_table nibble_table_of(const uint8_t *entries) {
+    nibble_table t;
+    uint8_t second[8];
+    for (uint32_t i = 0; i < 8; i++) {
+        second[i] = entries[15 - i];
+    }
+    memcpy(t.first, entries, 8), memcpy(t.second, second, 8);
+    return t;
+}
+
+/* The table for indices (p, p ^ q) of the nibble whose pair p is the higher one or the lower one
+ * and q the other, with the bits of the pairs as they are or turned. */
+static nibble_table pairs_table_of(const uint8_t *entries, bool higher, bool turned) {
+    uint8_t sorted[16];
+    for (uint32_t i = 0; i < 16; i++) {
+        const uint32_t j = turned ? (i & 5) << 1 | (i >> 1 & 5) : i;
+        const uint32_t p = j & 3, q = j >> 2 ^ p;
+        sorted[i] = entries[higher ? p << 2 | q : q << 2 | p];
+    }
+    return nibble_table_of(sorted);
+}
+
 static code_lookups code_lookups_of(const struct code_table *t) {
     code_lookups c;
-    memcpy(c.words.low, t->low, 16), memcpy(c.words.high, t->high, 16);
+    for (int odd = 0; odd < 2; odd++) {
+        c.words.low[odd] =
+            t->half_bits == 7 ? pairs_table_of(t->low, false, odd == 1) : nibble_table_of(t->low);
+        c.words.high[odd] =
+            t->half_bits == 7 ? pairs_table_of(t->high, true, odd == 1) : nibble_table_of(t->high);
+    }
     for (uint32_t n = 0; n < 256; n++) {
         c.newer[n] = code_hash(t, n << 8);
     }
@@ -60,17 +135,65 @@ static code_lookups code_lookups_of(const struct code_table *t) {
     return c;
 }
 
-/* How many planes before the first one a window may begin in. */
-enum { GPU_HALO = 2 };
+/* The four parts of four values whose nibbles are in the lower or upper halves of low and high. */
+template <bool UPPER>
+GPU_FN void lookup(const nibble_table *low, const nibble_table *high, uint32_t l, uint32_t h,
+                   uint32_t *parts) {
+    parts[0] = byte_permute(low->first[0], low->first[1], half_word<UPPER>(l));
+    parts[1] = byte_permute(low->second[0], low->second[1], half_complement<UPPER>(l));
+    parts[2] = byte_permute(high->first[0], high->first[1], half_word<UPPER>(h));
+    parts[3] = byte_permute(high->second[0], high->second[1], half_complement<UPPER>(h));
+}
 
-/* The bytes at bit `start` of the row's string, start >= -16; planes[GPU_HALO + j] is plane j. */
-GPU_FN uint32_t window_byte(const uint32_t *planes, int start) {
-    const int j = (start + 16) / 8, r = start & 7; /* planes[j] holds bit `start` */
+/* ---- Cells ------------------------------------------------------------- */
+
+/* Words before a cell's first: two chunks, in which the blocks are those before. */
+constexpr int GPU_HALO = 8;
+
+/* Words of a chunk whose blocks are one further: `before` is of the group before, or 0. */
+template <int H> GPU_FN uint32_t blocks_before(uint32_t word, uint32_t before) {
+    return H == 7 ? bit_select(0xfff0fff0u, word << 4, before >> 12)
+                  : byte_permute(word, before, 0x1027); /* blocks 3, 1, 0, 2 at 0, 2, 1, 3 */
+}
+
+/* The words of a cell of a code; `before` is the same cell of the group before; first: there is
+ * none. */
+template <int H>
+GPU_FN void load_cell(const code_cell &c, const code_cell &before, bool first, uint32_t *words) {
+    UNROLL
+    for (int j = 0; j < H; j++) {
+        const words4 four = load_words4(c.chunk + (size_t)c.step * (unsigned)j);
+        for (int r = 0; r < 4; r++) {
+            words[GPU_HALO + 4 * j + r] = four.v[r];
+        }
+    }
+    UNROLL
+    for (int j = 0; j < 2; j++) {
+        words4 four = {};
+        if (!first) {
+            four = load_words4(before.chunk + (size_t)before.step * (unsigned)(H - 2 + j));
+        }
+        for (int r = 0; r < 4; r++) {
+            words[4 * j + r] = blocks_before<H>(words[GPU_HALO + 4 * (H - 2 + j) + r], four.v[r]);
+        }
+    }
+}
+
+/* 3.5 bits: bits `start` and the next of the 16 blocks, start >= -16. */
+GPU_FN uint32_t symbols(const uint32_t *words, int start) {
+    const uint32_t *w = words + (start + 16) / 2;
+    return start % 2 == 0 ? w[0] : bit_select(0xaaaaaaaau, w[0], w[1]);
+}
+
+/* Byte j of the row's blocks and on, from bit `start` >= -16; words of one row are 4 apart. */
+GPU_FN uint32_t window_byte(const uint32_t *words, int start) {
+    const int j = (start + 16) / 8, r = start & 7;
+    const uint32_t here = words[4 * j];
     if (r == 0) {
-        return planes[j];
+        return here;
     }
     const uint32_t newer = (255u << (8 - r) & 255u) * 0x01010101u;
-    return bit_select(newer, planes[j + 1] << (8 - r), planes[j] >> r);
+    return bit_select(newer, words[4 * j + 4] << (8 - r), here >> r);
 }
 
 template <int H> struct shifts {
@@ -79,100 +202,135 @@ template <int H> struct shifts {
 template <> struct shifts<6> {
     enum { left = 3, right = 3 };
 };
-template <> struct shifts<7> {
-    enum { left = 2, right = 2 };
-};
 template <> struct shifts<8> {
     enum { left = 7, right = 3 };
 };
 
-/* The hash of four windows whose older and newer bytes are given: o ^ n ^ n << left ^ n >> right */
-template <int H> GPU_FN uint32_t hash_by_shifts(uint32_t o, uint32_t n) {
-    const int left = shifts<H>::left, right = shifts<H>::right;
-    const uint32_t m = (255u << left & 255u) * 0x01010101u, k = (255u >> right) * 0x01010101u;
-    return o ^ n ^ (n << left & m) ^ (n >> right & k);
+/* The hash of four windows whose older and newer bytes are given. */
+template <int H> GPU_FN uint32_t hash(const code_words *t, uint32_t o, uint32_t n) {
+    if (shifts<H>::left != 0) { /* o ^ n ^ n << left ^ n >> right */
+        const int left = shifts<H>::left, right = shifts<H>::right;
+        const uint32_t m = (255u << left & 255u) * 0x01010101u, k = (255u >> right) * 0x01010101u;
+        return o ^ n ^ (n << left & m) ^ (n >> right & k);
+    }
+    /* Lookups of 3, 3 and 2 bits; the selectors have bytes 0, 2, 1, 3. */
+    const uint32_t a = (n & 0x0707u) | (n >> 12 & 0x7070u);
+    const uint32_t b = (n >> 3 & 0x0707u) | (n >> 15 & 0x7070u);
+    const uint32_t c = (n >> 6 & 0x0303u) | (n >> 18 & 0x3030u);
+    const uint32_t h = byte_permute(t->a[0], t->a[1], a) ^ byte_permute(t->b[0], t->b[1], b) ^
+                       byte_permute(t->c, 0, c);
+    return o ^ byte_permute(h, 0, 0x3120);
 }
 
-/* A n of two words of newer bytes, by three lookups of 3, 3 and 2 bits; nibbles as in a pair. */
-GPU_FN void hash_by_lookups(const code_words *t, uint32_t *n0, uint32_t *n1) {
-    const uint32_t x = *n0, y = *n1;
-    const uint32_t a = (x & 0x07070707u) | (y << 4 & 0x70707070u);
-    const uint32_t b = (x >> 3 & 0x07070707u) | (y << 1 & 0x70707070u);
-    const uint32_t c = (x >> 6 & 0x03030303u) | (y >> 2 & 0x30303030u);
-    const uint32_t h0 = byte_permute(t->a[0], t->a[1], a) ^ byte_permute(t->b[0], t->b[1], b) ^
-                        byte_permute(t->c, 0, c);
-    const uint32_t h1 = byte_permute(t->a[0], t->a[1], a >> 16) ^
-                        byte_permute(t->b[0], t->b[1], b >> 16) ^ byte_permute(t->c, 0, c >> 16);
-    *n0 = byte_permute(h0, h1, 0x6420);
-    *n1 = byte_permute(h0, h1, 0x7531);
-}
-
-/* Sixteen-entry lookups of the four nibbles in the low half of `nibbles`. */
-GPU_FN uint32_t lookup(const uint32_t *table, uint32_t nibbles) {
-    return byte_permute(table[0], table[1], nibbles) +
-           byte_permute(table[2], table[3], nibbles ^ 0x8888u);
-}
-
-/* Pair p of a row's group: planes[GPU_HALO + j] is plane j, those before it the end of the blocks
- * before. H is the rate in half bits, or 16 for int8. */
+/* Weight k of the cell's blocks: row r's value is the sum of parts[r][0..3]. H: not int8. */
 template <int H>
-GPU_FN void decode_pair(const code_words *t, const uint32_t *planes, int p, uint32_t *words) {
-    if (H == 16) {
-        const uint32_t x = planes[GPU_HALO + 2 * p], y = planes[GPU_HALO + 2 * p + 1];
-        words[0] = byte_permute(x, y, 0x5140);
-        words[1] = byte_permute(x, y, 0x7362);
-        return;
-    }
-    const int e0 = p * H + (H + 1) / 2, e1 = (p + 1) * H; /* where the weights end */
-    const uint32_t o0 = window_byte(planes, e0 - 16), o1 = window_byte(planes, e1 - 16);
-    uint32_t n0 = window_byte(planes, e0 - 8), n1 = window_byte(planes, e1 - 8);
-    if (shifts<H>::left != 0) {
-        n0 = hash_by_shifts<H>(o0, n0);
-        n1 = hash_by_shifts<H>(o1, n1);
-    } else {
-        hash_by_lookups(t, &n0, &n1);
-        n0 ^= o0;
-        n1 ^= o1;
-    }
-    const uint32_t low = (n0 & 0x0f0f0f0fu) | (n1 << 4 & 0xf0f0f0f0u);
-    const uint32_t high = (n0 >> 4 & 0x0f0f0f0fu) | (n1 & 0xf0f0f0f0u);
-    words[0] = lookup(t->low, low) + lookup(t->high, high);
-    words[1] = lookup(t->low, low >> 16) + lookup(t->high, high >> 16);
-}
-
-/* Planes before the first of a group: bytes H-2 and H-1 of the blocks before. before[j] is plane
- * H - GPU_HALO + j of the group before, or 0. */
-template <int H> GPU_FN void join_before(uint32_t *planes, const uint32_t *before) {
-    for (int j = 0; j < GPU_HALO; j++) {
-        planes[j] = funnel_left(before[j], planes[H + j], 8);
-    }
-}
-
-/* One weight, w = v - 64 or an int8, at column c of row r of a matrix on the device: rows of
- * `n_groups` groups. */
-GPU_FN int decode_one(const code_lookups *t, unsigned half_bits, const uint8_t *codes,
-                      uint32_t n_groups, uint32_t r, uint32_t c) {
-    const uint64_t group_bytes = (uint64_t)16 * 4 * half_bits;
-    const uint8_t *row = codes + r / 16 * n_groups * group_bytes + r % 16 * 4;
-    const unsigned k = c % 16;
-    if (half_bits == 16) {
-        return (int8_t)row[c / GPU_GROUP * group_bytes + k * 64 + c / 16 % 4];
-    }
-    const unsigned e = k / 2 * half_bits + (k % 2 == 0 ? (half_bits + 1) / 2 : half_bits);
-    /* The window's 16 bits lie in the last bytes up to bit e - 1 of the block, or in the block
-     * before: byte i of the row is byte i % half_bits of block i / half_bits. */
-    const int64_t last = (int64_t)(c / 16) * half_bits + (e - 1) / 8;
-    uint32_t bits = 0;
-    for (int i = 2; i >= 0; i--) {
-        uint32_t byte = 0;
-        if (last >= i) {
-            const uint64_t at = (uint64_t)(last - i), block = at / half_bits;
-            byte = row[block / 4 * group_bytes + at % half_bits * 64 + block % 4];
+GPU_FN void decode_weight(const code_words *t, const uint32_t *words, int k, uint32_t (*parts)[4]) {
+    const int end = k / 2 * H + (k % 2 == 0 ? (H + 1) / 2 : H);
+    if (H == 7) {
+        uint32_t s[8];
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            s[i] = symbols(words, end - 16 + 2 * i);
         }
-        bits |= byte << (8 * (2 - i));
+        const uint32_t l0 = xor3(s[0], s[4], s[5]), l1 = xor3(s[0], s[1], s[6]);
+        const uint32_t h0 = xor3(s[3], s[6], s[7]), h1 = xor3(s[2], s[3], s[5]);
+        const nibble_table *low = &t->low[end % 2], *high = &t->high[end % 2];
+        const uint32_t m = 0x33333333u;
+        const uint32_t l = bit_select(m, l0, l1 << 2), h = bit_select(m, h0, h1 << 2);
+        lookup<false>(low, high, l, h, parts[0]);
+        lookup<true>(low, high, l, h, parts[2]);
+        const uint32_t l_odd = bit_select(m, l0 >> 2, l1), h_odd = bit_select(m, h0 >> 2, h1);
+        lookup<false>(low, high, l_odd, h_odd, parts[1]);
+        lookup<true>(low, high, l_odd, h_odd, parts[3]);
     }
-    const uint32_t window = bits >> ((e - 1) % 8 + 1) & 0xffffu;
+    UNROLL
+    for (int r = 0; r < 4 && H != 7; r++) {
+        const uint32_t x =
+            hash<H>(t, window_byte(words + r, end - 16), window_byte(words + r, end - 8));
+        lookup<false>(&t->low[0], &t->high[0], bit_select(0x0f0fu, x, x >> 12),
+                      bit_select(0x0f0fu, x >> 4, x >> 16), parts[r]);
+    }
+}
+
+/* One weight, w = v - 64 or an int8, at column c of row r. */
+GPU_FN int decode_one(const code_lookups *t, const dev_matrix *w, uint32_t r, uint32_t c) {
+    const uint32_t h = w->half_bits, k = c % 16, row = r % 4;
+    if (h == 16) {
+        const code_cell cell = cell_at(w, r / 16, c / GPU_GROUP, r % 16 / 4);
+        return (int8_t)cell.chunk[(size_t)k * cell.step + 4 * row + c / 16 % 4];
+    }
+    /* The last pieces, of 2 or 8 bits, up to bit end - 1 of the block hold the window. */
+    const uint32_t size = h == 7 ? 2 : 8, n = h == 7 ? 28 : h; /* pieces of a block */
+    const uint32_t end = k / 2 * h + (k % 2 == 0 ? (h + 1) / 2 : h);
+    const int64_t last = (int64_t)(c / 16) * n + (end - 1) / size;
+    uint32_t bits = 0;
+    for (uint32_t i = 0; i <= 16 / size; i++) {
+        const int64_t at = last - 16 / size + i;
+        uint32_t piece = 0;
+        if (at >= 0) {
+            const uint32_t block = (uint32_t)((uint64_t)at / n), j = (uint32_t)((uint64_t)at % n);
+            const code_cell cell = cell_at(w, r / 16, block / 4, r % 16 / 4);
+            const uint32_t b = block % 4;
+            if (h == 7) {
+                const uint32_t bit = row % 2 * 2 + b * 4 + row / 2 * 16;
+                const uint8_t *word = cell.chunk + (size_t)(j / 4) * cell.step + j % 4 * 4;
+                piece = word[bit / 8] >> bit % 8 & 3;
+            } else {
+                piece = cell.chunk[(size_t)j * cell.step + 4 * row + b % 2 * 2 + b / 2];
+            }
+        }
+        bits |= piece << (size * i);
+    }
+    const uint32_t window = bits >> ((end - 1) % size + 1) & 0xffffu;
     return (int)t->value[(window & 255) ^ t->newer[window >> 8]] - CODE_CENTRE;
+}
+
+/* ---- Arranging --------------------------------------------------------- */
+
+constexpr uint32_t ARRANGE_THREADS = 4 * 4 * GPU_TILE; /* one for each word of a tile's chunk */
+
+/* The four bytes' lowest pairs of bits, 4 bits apart. */
+GPU_FN uint32_t gather_pairs(uint32_t x) {
+    x &= 0x03030303u;
+    x = (x | x >> 4) & 0x00330033u;
+    return (x | x >> 8) & 0x3333u;
+}
+
+/* BLOCK_X: a tile of a strip, whose groups lie as in a file and then as described above. */
+GPU_KERNEL_OF(ARRANGE_THREADS, 1) arrange(dev_matrix w) {
+    enum { MOST = 16 };
+    PRIVATE(ARRANGE_THREADS, uint32_t, words, [MOST]);
+    const uint32_t h = w.half_bits, n_tiles = (w.n_groups + GPU_TILE - 1) / GPU_TILE;
+    const uint32_t strip = BLOCK_X / n_tiles, tile = BLOCK_X % n_tiles * GPU_TILE;
+    THREADS(t) {
+        const uint32_t group = tile + t / 16, row = t % 16;
+        const uint64_t at = ((uint64_t)strip * w.n_groups + group) * h * 64;
+        UNROLL
+        for (uint32_t j = 0; j < MOST; j++) {
+            uint32_t word = 0;
+            if (group < w.n_groups && j < h) {
+                const uint32_t *rows = (const uint32_t *)(w.codes + at + 64 * j) + row / 4 * 4;
+                if (h == 7) {
+                    for (uint32_t r = 0; r < 4; r++) {
+                        word |= gather_pairs(rows[r] >> row % 4 * 2) << (r / 2 * 16 + r % 2 * 2);
+                    }
+                } else {
+                    word = h == 16 ? rows[row % 4] : byte_permute(rows[row % 4], 0, 0x3120);
+                }
+            }
+            words[OWN(t)][j] = word;
+        }
+    }
+    THREADS(t) {
+        const uint32_t group = tile + t / 16, row = t % 16;
+        UNROLL
+        for (uint32_t j = 0; j < MOST; j++) {
+            if (group < w.n_groups && j < h) {
+                const code_cell c = cell_at(&w, strip, group, row / 4);
+                ((uint32_t *)(uintptr_t)(c.chunk + (size_t)j * c.step))[row % 4] = words[OWN(t)][j];
+            }
+        }
+    }
 }
 
 #endif

@@ -129,6 +129,22 @@ static void fill_layer(const dev_layer *d, const gpu_model_source *s, const gpu_
     fill_matrix(&d->down, &l->down);
 }
 
+/* Brings the codes of a matrix, which are on the device, in the order that kernels want (decode.h).
+ */
+static hepta_status arrange_matrix(const dev_matrix &w, hepta_error *err) {
+    const uint32_t n_tiles = (w.n_groups + GPU_TILE - 1) / GPU_TILE;
+    return launch(dev_stream(), grid{(w.n_rows + 15) / 16 * n_tiles, 1, 1}, ARRANGE_THREADS, 0,
+                  arrange, w, err);
+}
+
+static hepta_status arrange_layer(const dev_layer &l, hepta_error *err) {
+    const dev_matrix all[] = {l.wq, l.wk, l.wv, l.wo, l.gate, l.up, l.down};
+    for (const dev_matrix &w : all) {
+        TRY(arrange_matrix(w, err));
+    }
+    return dev_wait(dev_stream(), err);
+}
+
 /* A matrix alone, in device memory of its own. */
 static hepta_status upload_matrix(dev_blocks *b, const packed_matrix *m, dev_matrix *out,
                                   hepta_error *err) {
@@ -145,9 +161,11 @@ static hepta_status upload_matrix(dev_blocks *b, const packed_matrix *m, dev_mat
     fill_matrix(&w, m);
     hepta_status status = blocks_copy(b, host, size.n, &device, err);
     free(host);
+    TRY(status);
     at.base = (uint8_t *)device, at.n = 0;
     *out = image_matrix(&at, m);
-    return status;
+    TRY(arrange_matrix(*out, err));
+    return dev_wait(dev_stream(), err);
 }
 
 static hepta_status upload_rotation(dev_blocks *b, const rotation *r, dev_rotation *out,
@@ -219,14 +237,14 @@ static hepta_status load_resident(gpu_model *m, const gpu_model_source *s, uint3
     fill_layer(&there, s, &s->layers[i]);
     hepta_status status = blocks_copy(&m->blocks, host, size.n, &device, err);
     free(host);
-    if (status == HEPTA_OK) {
-        at.base = (uint8_t *)device, at.n = 0;
-        m->layers[i] = image_layer(&at, s, &s->layers[i]);
-    }
-    return status;
+    TRY(status);
+    at.base = (uint8_t *)device, at.n = 0;
+    m->layers[i] = image_layer(&at, s, &s->layers[i]);
+    return arrange_layer(m->layers[i], err);
 }
 
-/* A streamed layer: its image in pinned memory, its parts in the slot that it will be copied to. */
+/* A streamed layer: its image in pinned memory, its parts in the slot that it will be copied to,
+ * where it is arranged. */
 static hepta_status load_streamed(gpu_model *m, const gpu_model_source *s, uint32_t i,
                                   hepta_error *err) {
     void *host;
@@ -236,9 +254,13 @@ static hepta_status load_streamed(gpu_model *m, const gpu_model_source *s, uint3
     image at = {m->images[i], 0};
     const dev_layer there = image_layer(&at, s, &s->layers[i]);
     fill_layer(&there, s, &s->layers[i]);
-    at.base = m->slots[i % SLOTS], at.n = 0;
+    uint8_t *slot = m->slots[i % SLOTS];
+    at.base = slot, at.n = 0;
     m->layers[i] = image_layer(&at, s, &s->layers[i]);
-    return HEPTA_OK;
+    TRY(dev_upload(slot, host, m->image_bytes, dev_stream(), err));
+    TRY(arrange_layer(m->layers[i], err));
+    TRY(dev_download(host, slot, m->image_bytes, dev_stream(), err));
+    return dev_wait(dev_stream(), err);
 }
 
 static hepta_status load_layers(gpu_model *m, const gpu_model_source *s, hepta_error *err) {

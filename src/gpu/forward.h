@@ -244,7 +244,7 @@ static hepta_status products(const pass *f, const dev_matrix *w, float *const *y
     const uint32_t stride = w->n_groups * GPU_GROUP;
     const dev_input x = {s->input + (size_t)skip * stride, s->input_scale + skip,
                          s->input_sum + skip, stride, n_inputs - skip};
-    return multiply(s->stream, w, y, n, x, s->m->codes, f->err);
+    return multiply(s->stream, s->m->device, w, y, n, x, s->m->codes, f->err);
 }
 
 static hepta_status embed_tokens(const pass *f) {

@@ -288,7 +288,7 @@ GPU_KERNEL_OF(TOKEN_THREADS, 1) embed(embed_parameters p) {
     const float scale = row_scale(&p.w, row);
     THREADS(t) {
         for (uint32_t i = t; i < n; i += BLOCK_THREADS) {
-            const int w = decode_one(codes, p.w.half_bits, p.w.codes, p.w.n_groups, row, i);
+            const int w = decode_one(codes, &p.w, row, i);
             in[spread(i)] = (float)w * scale;
         }
     }

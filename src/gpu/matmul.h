@@ -2,27 +2,22 @@
  * matmul.h - packed linear layers: y = ((float)(sum_c w_rc q_c) * row_scale_r) * x_scale.
  *
  * The sums are integers below 2^31, so that threads, warps and tensor cores may add in any order.
+ * All products are tiles of the tensor cores, 16 rows x 32 columns times 32 columns x 8 tokens.
+ * Lane 4g + i of a warp decodes a cell (decode.h): its four words of a weight are four of the rows
+ * of a tile's left side, two for each of two tiles. Weights never see shared memory.
  *
- *   matvec<T>   T <= 16 tokens: memory is the limit, so each code is read once, 16 bytes a thread
- *               (four rows of a plane), decoded in registers, multiplied by dot products of four
- *               bytes with all tokens. A block is a strip of 16 rows, threads share its columns.
- *   matmul      more tokens: tiles of 64 rows are decoded to shared memory while the tile before
- *               is multiplied by the tensor cores, up to 256 tokens for each decoding.
+ *   matvec      some tokens: memory is the limit, or decoding. A block is a strip of 16 rows or
+ * two, whose columns its warps share. matmul      many tokens: a warp has 32 rows and 128 tokens,
+ * whose activations the warps of a block share; codes and activations are copied to shared memory
+ * ahead of their use.
  *
- * On the device rows are filled up to whole groups of 64 columns (upload_matrix in backend.cc);
+ * On the device rows are filled up to whole groups of 64 columns (upload_matrix in device_model.h);
  * what stands there meets activations that are zero.
  */
 #ifndef GPU_MATMUL_H
 #define GPU_MATMUL_H
 
 #include "gpu/decode.h"
-
-/* A matrix in the device's memory. */
-typedef struct dev_matrix {
-    const uint8_t *codes;  /* strips of 16 rows, whole groups of 64 columns */
-    const uint8_t *scales; /* bfloat16 (n_rows rounded up to 16) */
-    uint32_t half_bits, n_rows, n_groups;
-} dev_matrix;
 
 /* The activations of some tokens. */
 typedef struct dev_input {
@@ -32,442 +27,507 @@ typedef struct dev_input {
     uint32_t q_stride, n_tokens;
 } dev_input;
 
+constexpr uint32_t PRODUCTS = 3;
+
+/* Up to three matrices that multiply the same input: y (n_tokens, n_rows) of each. */
+typedef struct product_parameters {
+    dev_matrix w[PRODUCTS];
+    float *y[PRODUCTS];
+    dev_input x;
+    const code_lookups *codes; /* of the rates from CODE_MIN_RATE on */
+} product_parameters;
+
 GPU_FN float row_scale(const dev_matrix *w, uint32_t row) {
     const uint8_t *s = w->scales + (size_t)2 * row;
     return math_from_bits_f32((uint32_t)s[0] << 16 | (uint32_t)s[1] << 24);
 }
 
-/* The result of a sum of v or int8 times q; a NaN gets the bits that logits want. */
-GPU_FN float scaled_sum(const dev_matrix *w, const dev_input *x, uint32_t row, uint32_t token,
-                        int sum) {
-    sum -= w->half_bits == 16 ? 0 : CODE_CENTRE * x->sum[token];
-    const float y = ((float)sum * row_scale(w, row)) * x->scale[token];
-    return y == y ? y : math_from_bits_f32(MATH_NAN_BITS);
+/* Writes the result of a sum of v or int8 times q; a NaN gets the bits that logits want. */
+GPU_FN void store_sum(const product_parameters *p, uint32_t which, uint32_t row, uint32_t token,
+                      int sum) {
+    const dev_matrix *w = &p->w[which];
+    if (row < w->n_rows && token < p->x.n_tokens) {
+        sum -= w->half_bits == 16 ? 0 : CODE_CENTRE * p->x.sum[token];
+        const float y = ((float)sum * row_scale(w, row)) * p->x.scale[token];
+        p->y[which][(size_t)token * w->n_rows + row] =
+            y == y ? y : math_from_bits_f32(MATH_NAN_BITS);
+    }
 }
 
-/* ---- Few tokens -------------------------------------------------------- */
+/* Which matrix block i of those with `rows` rows belongs to; i becomes its number in there. */
+GPU_AND_HOST_FN uint32_t product_of(const product_parameters *p, uint32_t rows, uint32_t *i) {
+    uint32_t which = 0;
+    while (*i >= (p->w[which].n_rows + rows - 1) / rows) {
+        *i -= (p->w[which++].n_rows + rows - 1) / rows;
+    }
+    return which;
+}
 
-constexpr uint32_t MATVEC_THREADS = 256, MATVEC_PRODUCTS = 3;
+template <int H> GPU_FN code_words tables_of(const product_parameters *p) {
+    return p->codes[H < 16 ? H - CODE_MIN_RATE : 0].words;
+}
 
-/* Up to three matrices that multiply the same input: y (n_tokens, n_rows) of each. */
-typedef struct matvec_parameters {
-    dev_matrix w[MATVEC_PRODUCTS];
-    float *y[MATVEC_PRODUCTS];
-    dev_input x;
-    const code_lookups *codes; /* of the rates from CODE_MIN_RATE on */
-} matvec_parameters;
-
-/* Adds the products of rows 4i .. 4i+3 of a strip's group g to sum, (4, T). */
-template <int H, int T>
-GPU_FN void matvec_group(const code_words *t, const dev_matrix *w, uint32_t strip, uint32_t g,
-                         unsigned i, const dev_input *x, uint32_t token, int *sum) {
-    const uint8_t *group = w->codes + ((uint64_t)strip * w->n_groups + g) * (64 * H) + 16 * i;
-    uint32_t planes[4][GPU_HALO + H];
+/* Two weights' parts of a cell's four rows as left sides of tiles: a[m] has rows m and m + 2. */
+GPU_FN void tile_rows(uint32_t (*a)[4], const uint32_t (*one)[4], const uint32_t (*two)[4],
+                      int part) {
     UNROLL
-    for (int j = 0; j < H; j++) {
-        const words4 four = load_words4(group + 64 * j);
+    for (int m = 0; m < 2; m++) {
+        a[m][0] = one[m][part], a[m][1] = one[m + 2][part];
+        a[m][2] = two[m][part], a[m][3] = two[m + 2][part];
+    }
+}
+
+/* The same of weights k and k + 1, with the parts added up. */
+template <int H>
+GPU_FN void whole_rows(const code_words *t, const uint32_t *words, int k, uint32_t (*a)[4]) {
+    uint32_t parts[2][4][4];
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+        decode_weight<H>(t, words, k + i, parts[i]);
+        UNROLL
         for (int r = 0; r < 4; r++) {
-            planes[r][GPU_HALO + j] = four.v[r];
+            parts[i][r][0] += parts[i][r][1] + parts[i][r][2] + parts[i][r][3];
         }
     }
-    if (H != 16) {
-        words4 before[GPU_HALO] = {};
-        for (int j = 0; j < GPU_HALO && g > 0; j++) {
-            before[j] = load_words4(group + 64 * (j - GPU_HALO));
-        }
-        UNROLL
-        for (int r = 0; r < 4; r++) {
-            const uint32_t one[GPU_HALO] = {before[0].v[r], before[1].v[r]};
-            join_before<H>(planes[r], one);
-        }
-    }
-    UNROLL
-    for (int quarter = 0; quarter < 4; quarter++) {
-        words4 q[T];
-        UNROLL
-        for (int k = 0; k < T; k++) {
-            const uint32_t row = token + (uint32_t)k < x->n_tokens ? token + (uint32_t)k : token;
-            q[k] = load_words4(x->q + (size_t)row * x->q_stride + g * 64 + 16 * quarter);
-        }
-        UNROLL
-        for (int p = 0; p < 2; p++) {
-            UNROLL
-            for (int r = 0; r < 4; r++) {
-                uint32_t words[2];
-                decode_pair<H>(t, planes[r], 2 * quarter + p, words);
+    tile_rows(a, parts[0], parts[1], 0);
+}
+
+/* ---- Some tokens ------------------------------------------------------- */
+
+constexpr uint32_t MATVEC_THREADS = 256;
+
+/*
+ * N tiles of 8 tokens and 32 rows. Or HALVES: up to 4 tokens and 16 rows, with half of the lanes at
+ * other columns than the others: of the tiles' 8 tokens the first four are those of the one half,
+ * the others of the other, and results of rows of one half and tokens of the other are not used.
+ */
+template <int N, bool HALVES> struct matvec_shape {
+    enum {
+        rows = HALVES ? 16 : 32,
+        tokens = HALVES ? 4 : 8 * N,
+        groups = HALVES ? 8 : 4 /* that a warp takes at a time */
+    };
+};
+
+/* The products of a block's rows from `strip` on; c[m][n]: (2, N) of the warp. */
+template <int H, int N, bool HALVES, class C>
+GPU_FN void matvec_rows(const product_parameters *p, const dev_matrix *w, uint32_t strip,
+                        uint32_t token, C *c) {
+    typedef matvec_shape<N, HALVES> shape;
+    enum {
+        /* Adding the parts of a value takes longer than multiplying them, but fewer registers. */
+        PARTS = N == 1 && H >= 6 && H < 16 ? 4 : 1,
+        ROUNDS = H < 16 ? 4 : 1,
+        WORDS = GPU_HALO + 4 * H
+    };
+    PRIVATE(MATVEC_THREADS, code_cell, cell, [1]);
+    PRIVATE(MATVEC_THREADS, uint32_t, words, [WORDS]);
+    PRIVATE(MATVEC_THREADS, uint32_t, a, [PARTS * 2][4]);
+    PRIVATE(MATVEC_THREADS, uint32_t, b, [2 * N][2]);
+    const code_words tables = tables_of<H>(p);
+    const uint32_t n_groups = w->n_groups, last_strip = (w->n_rows - 1) / 16;
+    WARPS(warp) {
+        for (uint32_t first = warp * shape::groups; first < n_groups;
+             first += BLOCK_THREADS / 32 * shape::groups) {
+#define LANE_GROUP(t) (first + t % 4 + (HALVES ? t / 16 % 2 * 4 : 0))
+#define LANE_STRIP(t) (HALVES || strip == last_strip ? strip : strip + t / 16 % 2)
+            THREADS_ALONE(t) {
+                const uint32_t g = LANE_GROUP(t), i = t / 4 % 4, s = LANE_STRIP(t);
+                const uint32_t group = g < n_groups ? g : 0;
+                cell[OWN(t)][0] = cell_at(w, s, group, i);
+                if (H < 16) {
+                    load_cell<H>(cell[OWN(t)][0], cell_at(w, s, group > 0 ? group - 1 : 0, i),
+                                 group == 0, words[OWN(t)]);
+                }
+            }
+            UNROLL_BY(ROUNDS)
+            for (int k = 0; k < 16; k += 4) {
+                THREADS_ALONE(t) {
+                    const uint32_t g = LANE_GROUP(t), lane = t % 32 / 4;
+                    UNROLL
+                    for (int n = 0; n < N; n++) {
+                        const uint32_t wanted =
+                            token + (HALVES ? lane % 4 : 8 * (uint32_t)n + lane);
+                        const uint32_t row = wanted < p->x.n_tokens ? wanted : p->x.n_tokens - 1;
+                        words4 q = {};
+                        if (g < n_groups) {
+                            q = load_words4(p->x.q + (size_t)row * p->x.q_stride + g * GPU_GROUP +
+                                            4 * k);
+                        }
+                        b[OWN(t)][n][0] = q.v[0], b[OWN(t)][n][1] = q.v[1];
+                        b[OWN(t)][N + n][0] = q.v[2], b[OWN(t)][N + n][1] = q.v[3];
+                    }
+                }
                 UNROLL
-                for (int k = 0; k < T; k++) {
-                    sum[r * T + k] = dot4(words[0], q[k].v[2 * p], sum[r * T + k]);
-                    sum[r * T + k] = dot4(words[1], q[k].v[2 * p + 1], sum[r * T + k]);
+                for (int pair = 0; pair < 2; pair++) {
+                    THREADS_ALONE(t) {
+                        const int weight = k + 2 * pair;
+                        if (H == 16) {
+                            uint32_t rows[2][4][4];
+                            for (int j = 0; j < 2; j++) {
+                                const words4 four = load_words4(cell[OWN(t)][0].chunk);
+                                cell[OWN(t)][0].chunk += cell[OWN(t)][0].step;
+                                for (int r = 0; r < 4; r++) {
+                                    rows[j][r][0] = four.v[r];
+                                }
+                            }
+                            tile_rows(a[OWN(t)], rows[0], rows[1], 0);
+                        } else if (PARTS == 1) {
+                            whole_rows<H>(&tables, words[OWN(t)], weight, a[OWN(t)]);
+                        } else {
+                            uint32_t parts[2][4][4];
+                            for (int j = 0; j < 2; j++) {
+                                decode_weight<H>(&tables, words[OWN(t)], weight + j, parts[j]);
+                            }
+                            UNROLL
+                            for (int part = 0; part < PARTS; part++) {
+                                tile_rows(a[OWN(t)] + 2 * part, parts[0], parts[1], part);
+                            }
+                        }
+                    }
+                    UNROLL
+                    for (int part = 0; part < 2 * PARTS; part++) {
+                        UNROLL
+                        for (int n = 0; n < N; n++) {
+                            WARP_MMA(c, part % 2, n, a, part, b, pair * N + n);
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-template <int H, int T>
-GPU_FN void matvec_strip(const matvec_parameters *p, const dev_matrix *w, uint32_t strip,
-                         uint32_t token, unsigned t, int *sum) {
-    code_words words = {};
-    if (H != 16) {
-        words = p->codes[H != 16 ? H - CODE_MIN_RATE : 0].words;
-    }
-    for (uint32_t g = t / 4; g < w->n_groups; g += BLOCK_THREADS / 4) {
-        matvec_group<H, T>(&words, w, strip, g, t % 4, &p->x, token, sum);
-    }
-}
-
-/* BLOCK_X: a strip of one of the matrices; BLOCK_Y: T tokens. */
-template <int T>
-GPU_KERNEL_OF(MATVEC_THREADS, (T == 1   ? 3
-                               : T == 2 ? 2
-                                        : 1))
-matvec(matvec_parameters p) {
-    PRIVATE(MATVEC_THREADS, int, sum, [4 * T]);
-    SHARED(int, total, 16 * T);
-    uint32_t strip = BLOCK_X, which = 0;
-    while (strip >= (p.w[which].n_rows + 15) / 16) {
-        strip -= (p.w[which++].n_rows + 15) / 16;
-    }
+/* BLOCK_X: shape::rows rows of one of the matrices; BLOCK_Y: shape::tokens tokens. */
+template <int N, bool HALVES>
+GPU_KERNEL_OF(MATVEC_THREADS, (N == 1 ? 3 : 2))
+matvec(product_parameters p) {
+    typedef matvec_shape<N, HALVES> shape;
+    enum { TOTALS = shape::rows * shape::tokens };
+    PRIVATE(MATVEC_THREADS, int, c, [2][N][4]);
+    SHARED(int, total, TOTALS);
+    uint32_t block = BLOCK_X;
+    const uint32_t which = product_of(&p, shape::rows, &block), token = BLOCK_Y * shape::tokens;
+    const uint32_t strip = block * (shape::rows / 16);
     const dev_matrix w = p.w[which];
-    const uint32_t token = BLOCK_Y * T;
     THREADS(t) {
-        for (unsigned i = t; i < 16 * T; i += BLOCK_THREADS) {
+        for (unsigned i = t; i < TOTALS; i += BLOCK_THREADS) {
             total[i] = 0;
         }
         UNROLL
-        for (int i = 0; i < 4 * T; i++) {
-            sum[OWN(t)][i] = 0;
-        }
-        switch (w.half_bits) {
-        case 4:
-            matvec_strip<4, T>(&p, &w, strip, token, t, sum[OWN(t)]);
-            break;
-        case 5:
-            matvec_strip<5, T>(&p, &w, strip, token, t, sum[OWN(t)]);
-            break;
-        case 6:
-            matvec_strip<6, T>(&p, &w, strip, token, t, sum[OWN(t)]);
-            break;
-        case 7:
-            matvec_strip<7, T>(&p, &w, strip, token, t, sum[OWN(t)]);
-            break;
-        case 8:
-            matvec_strip<8, T>(&p, &w, strip, token, t, sum[OWN(t)]);
-            break;
-        default:
-            matvec_strip<16, T>(&p, &w, strip, token, t, sum[OWN(t)]);
+        for (int i = 0; i < 2 * N * 4; i++) {
+            c[OWN(t)][i / (N * 4)][i / 4 % N][i % 4] = 0;
         }
     }
-    UNROLL
-    for (int i = 0; i < 4 * T; i++) { /* over the warp's groups */
-        WARP_SUM(sum, i, 4);
-        WARP_SUM(sum, i, 8);
-        WARP_SUM(sum, i, 16);
+    switch (w.half_bits) {
+    case 4:
+        matvec_rows<4, N, HALVES>(&p, &w, strip, token, c);
+        break;
+    case 5:
+        matvec_rows<5, N, HALVES>(&p, &w, strip, token, c);
+        break;
+    case 6:
+        matvec_rows<6, N, HALVES>(&p, &w, strip, token, c);
+        break;
+    case 7:
+        matvec_rows<7, N, HALVES>(&p, &w, strip, token, c);
+        break;
+    case 8:
+        matvec_rows<8, N, HALVES>(&p, &w, strip, token, c);
+        break;
+    default:
+        matvec_rows<16, N, HALVES>(&p, &w, strip, token, c);
     }
     THREADS(t) {
-        if (t % 32 < 4) {
+        const unsigned g = t % 32 / 4, i = t % 4;
+        if (!HALVES || i / 2 == g / 4) {
             UNROLL
-            for (unsigned i = 0; i < 4 * T; i++) {
-                shared_add(&total[t % 4 * 4 * T + i], sum[OWN(t)][i]);
+            for (unsigned k = 0; k < 2 * N * 4; k++) {
+                const unsigned m = k / (N * 4), n = k / 4 % N, r = k % 4;
+                const unsigned row = (HALVES ? 0 : g / 4 * 16) + g % 4 * 4 + r / 2 * 2 + m;
+                const unsigned of = 8 * n + (HALVES ? i % 2 * 2 : 2 * i) + r % 2;
+                if (token + of < p.x.n_tokens) {
+                    shared_add(&total[of * shape::rows + row], c[OWN(t)][m][n][r]);
+                }
             }
         }
     }
     THREADS_ALONE(t) {
-        for (unsigned i = t; i < 16 * T; i += BLOCK_THREADS) {
-            const uint32_t row = strip * 16 + i % 16, k = token + i / 16;
-            if (row < w.n_rows && k < p.x.n_tokens) {
-                p.y[which][(size_t)k * w.n_rows + row] =
-                    scaled_sum(&w, &p.x, row, k, total[i % 16 * T + i / 16]);
-            }
+        for (unsigned i = t; i < TOTALS; i += BLOCK_THREADS) {
+            store_sum(&p, which, strip * 16 + i % shape::rows, token + i / shape::rows, total[i]);
         }
     }
 }
 
 /* ---- Many tokens ------------------------------------------------------- */
 
-constexpr uint32_t MATMUL_THREADS = 256, MATMUL_ROWS = 64;
-constexpr uint32_t MATMUL_STRIDE = 80; /* bytes of a row in shared memory: eight meet in no bank */
+constexpr uint32_t MATMUL_THREADS = 128, MATMUL_WARPS = MATMUL_THREADS / 32;
+constexpr uint32_t MATMUL_ROWS = 32 * MATMUL_WARPS, MATMUL_N = 16, MATMUL_TOKENS = 8 * MATMUL_N;
+constexpr uint32_t MATMUL_STAGES = 4;
+/* A stage: a quarter of a tile's columns, those of 4 weights of each block, of all tokens. */
+constexpr uint32_t MATMUL_STAGE_BYTES = MATMUL_TOKENS * 4 * GPU_TILE * 4;
 
-typedef struct matmul_parameters {
-    dev_matrix w;
-    dev_input x;
-    float *y; /* (n_tokens, n_rows) */
-    const code_lookups *codes;
-} matmul_parameters;
+/* Bytes of the cells of a block's tile, of which there are two. */
+GPU_AND_HOST_FN uint32_t matmul_tile_bytes(uint32_t half_bits) {
+    return half_bits * MATMUL_THREADS * GPU_CHUNK;
+}
+GPU_AND_HOST_FN uint32_t matmul_shared_bytes(uint32_t half_bits) {
+    return MATMUL_STAGES * MATMUL_STAGE_BYTES + 2 * matmul_tile_bytes(half_bits);
+}
 
-/* The planes that quarter Q of a group's columns needs: first .. last, of which those below 0 are
- * of the blocks before. */
-template <int H, int Q> struct quarter_planes {
+/* Words of the lane's cell that weights 4Q .. 4Q + 3 need; tile: the block's chunks, before: those
+ * of the tile before, NULL if there is none. */
+template <int H, int Q>
+GPU_FN void load_quarter(const uint8_t *tile, const uint8_t *before, unsigned t, uint32_t *words) {
     enum {
-        first = H == 16 ? 4 * Q : (2 * Q * H + (H + 1) / 2) / 8 - 2,
-        last = H == 16 ? 4 * Q + 3 : ((2 * Q + 2) * H - 1) / 8
+        begin = H == 16 ? 64 * Q : 2 * Q * H + (H + 1) / 2 - 16, /* bits */
+        end = H == 16 ? 64 * Q + 64 : (2 * Q + 2) * H,
+        size = H == 16 ? 16 : 8, /* bits of a block in a chunk */
+        first = begin < 0 ? 0 : begin / size,
+        last = (end - 1) / size
     };
-};
-
-/* What a thread has of a group before it decodes: planes, and planes of the group before. */
-typedef struct raw_codes {
-    uint32_t plane[4], before[GPU_HALO];
-} raw_codes;
-
-/* row: where the row's word of plane 0 of the group lies */
-template <int H, int Q> GPU_FN void load_quarter(const uint8_t *row, bool first, raw_codes *raw) {
-    typedef quarter_planes<H, Q> range;
     UNROLL
-    for (int j = range::first; j <= range::last; j++) {
-        raw->plane[j - range::first] = load_word(row + 64 * (j < 0 ? H + j : j));
+    for (unsigned j = first; j <= last; j++) {
+        memcpy(words + GPU_HALO + 4 * j, tile + (j * MATMUL_THREADS + t) * GPU_CHUNK, GPU_CHUNK);
     }
-    if (range::first < 0) {
+    if (Q == 0 && H < 16) {
         UNROLL
-        for (int j = 0; j < GPU_HALO; j++) {
-            raw->before[j] = first ? 0 : load_word(row + 64 * (j - GPU_HALO));
+        for (unsigned j = 0; j < 2; j++) {
+            const uint8_t *chunk = tile + (H - 2 + j) * MATMUL_THREADS * GPU_CHUNK;
+            const words4 here = *(const words4 *)(chunk + t * GPU_CHUNK);
+            words4 one = {};
+            if (t % 4 != 0) {
+                one = *(const words4 *)(chunk + (t - 1) * GPU_CHUNK);
+            } else if (before != NULL) {
+                one = *(const words4 *)(before + (chunk - tile) + (t + 3) * GPU_CHUNK);
+            }
+            for (unsigned r = 0; r < 4; r++) {
+                words[4 * j + r] = blocks_before<H>(here.v[r], one.v[r]);
+            }
         }
     }
 }
 
-/* Columns 16 * Q .. of the row as q_place() has them: four words. */
-template <int H, int Q> GPU_FN words4 decode_quarter(const code_words *t, const raw_codes *raw) {
-    typedef quarter_planes<H, Q> range;
-    uint32_t planes[GPU_HALO + H + 1];
+/* The left sides of weights 4Q .. 4Q + 3: a[2 i + m] has 4Q + 2i, 4Q + 2i + 1 of rows m, m + 2. */
+template <int H, int Q>
+GPU_FN void decode_quarter(const code_words *t, const uint32_t *words, uint32_t (*a)[4]) {
     UNROLL
-    for (int j = range::first; j <= range::last; j++) {
-        uint32_t word = raw->plane[j - range::first];
-        if (j < 0) {
-            word = funnel_left(raw->before[j & 1], word, 8);
+    for (int i = 0; i < 2; i++) {
+        if (H == 16) {
+            UNROLL
+            for (int r = 0; r < 4; r++) {
+                const uint32_t *w = words + GPU_HALO + 4 * (4 * Q + 2 * i);
+                a[2 * i + r % 2][r / 2] = w[r];
+                a[2 * i + r % 2][r / 2 + 2] = w[r + 4];
+            }
+        } else {
+            whole_rows<H>(t, words, 4 * Q + 2 * i, a + 2 * i);
         }
-        planes[GPU_HALO + j] = word;
-    }
-    words4 out;
-    decode_pair<H>(t, planes, 2 * Q, out.v);
-    decode_pair<H>(t, planes, 2 * Q + 1, out.v + 2);
-    return out;
-}
-
-template <int H>
-GPU_FN void load_codes(const dev_matrix *w, uint32_t row, unsigned quarter, uint32_t g,
-                       raw_codes *raw) {
-    const uint8_t *at =
-        w->codes + ((uint64_t)(row / 16) * w->n_groups + g) * (64 * H) + row % 16 * 4;
-    switch (quarter) {
-    case 0:
-        load_quarter<H, 0>(at, g == 0, raw);
-        break;
-    case 1:
-        load_quarter<H, 1>(at, g == 0, raw);
-        break;
-    case 2:
-        load_quarter<H, 2>(at, g == 0, raw);
-        break;
-    default:
-        load_quarter<H, 3>(at, g == 0, raw);
     }
 }
 
-template <int H>
-GPU_FN words4 decode_codes(const code_words *t, unsigned quarter, const raw_codes *raw) {
-    switch (quarter) {
-    case 0:
-        return decode_quarter<H, 0>(t, raw);
-    case 1:
-        return decode_quarter<H, 1>(t, raw);
-    case 2:
-        return decode_quarter<H, 2>(t, raw);
-    default:
-        return decode_quarter<H, 3>(t, raw);
-    }
-}
-
-/* Tiles: 64 rows, 8 warps; WM warps share the rows, each has M tiles of 16 rows and N of 8
- * tokens. */
-template <int M, int N, int WM> struct matmul_shape {
-    enum {
-        warps_n = MATMUL_THREADS / 32 / WM,
-        tokens = warps_n * N * 8,
-        pieces = tokens * 4 / MATMUL_THREADS, /* of 16 bytes, that a thread copies */
-        buffer_bytes = (MATMUL_ROWS + tokens) * MATMUL_STRIDE,
-        shared_bytes = 2 * buffer_bytes
-    };
-};
-
-/* BLOCK_X: 64 rows; BLOCK_Y: shape::tokens tokens. */
-template <int H, int M, int N, int WM>
-GPU_KERNEL_OF(MATMUL_THREADS, 2)
-matmul(matmul_parameters p) {
-    typedef matmul_shape<M, N, WM> shape;
+/* BLOCK_X: 128 rows of one of the matrices, BLOCK_Y: 128 tokens. */
+template <int H> GPU_KERNEL_OF(MATMUL_THREADS, 2) matmul(product_parameters p) {
     DYNAMIC(uint8_t, shared);
-    PRIVATE(MATMUL_THREADS, int, c, [M][N][4]);
-    PRIVATE(MATMUL_THREADS, uint32_t, a, [M][4]);
-    PRIVATE(MATMUL_THREADS, uint32_t, b, [N][2]);
-    PRIVATE(MATMUL_THREADS, raw_codes, raw, [1]);
-    PRIVATE(MATMUL_THREADS, words4, q, [shape::pieces]);
-    const uint32_t row_first = BLOCK_X * MATMUL_ROWS, token_first = BLOCK_Y * shape::tokens;
-    const uint32_t n_groups = p.w.n_groups, row_last = (p.w.n_rows + 15) / 16 * 16 - 1;
-    code_words words = {};
-    if (H != 16) {
-        words = p.codes[H != 16 ? H - CODE_MIN_RATE : 0].words;
-    }
+    PRIVATE(MATMUL_THREADS, int, c, [2][MATMUL_N][4]);
+    PRIVATE(MATMUL_THREADS, uint32_t, words, [GPU_HALO + 4 * H]);
+    PRIVATE(MATMUL_THREADS, uint32_t, a, [4][4]);
+    PRIVATE(MATMUL_THREADS, uint32_t, b, [2][2]);
+    uint32_t block = BLOCK_X;
+    const uint32_t which = product_of(&p, MATMUL_ROWS, &block);
+    const dev_matrix w = p.w[which];
+    const uint32_t token = BLOCK_Y * MATMUL_TOKENS, first_strip = block * (MATMUL_ROWS / 16);
+    const uint32_t n_groups = w.n_groups, n_tiles = (n_groups + GPU_TILE - 1) / GPU_TILE;
+    const uint32_t last_strip = (w.n_rows - 1) / 16;
+    uint8_t *cells = shared + MATMUL_STAGES * MATMUL_STAGE_BYTES;
+    const code_words tables = tables_of<H>(&p);
+#define TILE_CELLS(tile) (cells + ((tile)&1) * matmul_tile_bytes(H))
+/* What thread t copies of a tile's cells: its own. */
+#define COPY_CELLS(tile)                                                                           \
+    do {                                                                                           \
+        const uint32_t g = (tile)*GPU_TILE + t % 4, s = first_strip + t / 16;                      \
+        const code_cell cell = cell_at(&w, s < last_strip ? s : last_strip,                        \
+                                       g < n_groups ? g : n_groups - 1, t / 4 % 4);                \
+        UNROLL                                                                                     \
+        for (unsigned j = 0; j < H; j++) {                                                         \
+            copy_ahead(TILE_CELLS(tile) + (j * MATMUL_THREADS + t) * GPU_CHUNK,                    \
+                       cell.chunk + (size_t)cell.step * j, true);                                  \
+        }                                                                                          \
+    } while (0)
+/* And of a stage of activations: those of a group, of every 32nd token. */
+#define COPY_STAGE(step)                                                                           \
+    do {                                                                                           \
+        const bool inside = (step) / 4 * GPU_TILE + t % 4 < n_groups;                              \
+        const int8_t *from = p.x.q + (size_t)(token + t / 4) * p.x.q_stride + t % 4 * GPU_GROUP +  \
+                             (step) / 4 * (GPU_TILE * GPU_GROUP) + (step) % 4 * 16;                \
+        uint8_t *to = shared + (step) % MATMUL_STAGES * MATMUL_STAGE_BYTES + t * 16;               \
+        UNROLL                                                                                     \
+        for (unsigned j = 0; j < MATMUL_TOKENS; j += MATMUL_THREADS / 4) {                         \
+            copy_ahead(to + j * 64, from + (size_t)j * p.x.q_stride,                               \
+                       inside && token + t / 4 + j < p.x.n_tokens);                                \
+        }                                                                                          \
+    } while (0)
     THREADS_ALONE(t) {
         UNROLL
-        for (int i = 0; i < M * N * 4; i++) {
-            c[OWN(t)][i / (N * 4)][i / 4 % N][i % 4] = 0;
+        for (unsigned i = 0; i < 2 * MATMUL_N * 4; i++) {
+            c[OWN(t)][i / (MATMUL_N * 4)][i / 4 % MATMUL_N][i % 4] = 0;
+        }
+        COPY_CELLS(0);
+        for (uint32_t step = 0; step < MATMUL_STAGES - 1; step++) {
+            COPY_STAGE(step);
+            COPIES_END();
         }
     }
-    /* In round g, group g goes to registers, then group g - 1 is multiplied, then group g is
-     * decoded to the other half of shared memory. */
-    for (uint32_t g = 0; g <= n_groups; g++) {
-        uint8_t *next = shared + (g & 1) * shape::buffer_bytes;
-        const uint8_t *now = shared + (~g & 1) * shape::buffer_bytes;
-        if (g < n_groups) {
+    for (uint32_t tile = 0; tile < n_tiles; tile++) {
+        UNROLL
+        for (int quarter = 0; quarter < 4; quarter++) {
+            const uint32_t step = tile * 4 + (uint32_t)quarter;
+            THREADS(t) {
+                (void)t;
+                COPIES_AWAIT(MATMUL_STAGES - 2);
+            }
             THREADS_ALONE(t) {
-                const uint32_t row = row_first + t % MATMUL_ROWS;
-                load_codes<H>(&p.w, row < row_last ? row : row_last, t / MATMUL_ROWS, g,
-                              raw[OWN(t)]);
-                UNROLL
-                for (unsigned i = 0; i < shape::pieces; i++) {
-                    const unsigned piece = t + i * MATMUL_THREADS;
-                    uint32_t token = token_first + piece / 4;
-                    token = token < p.x.n_tokens ? token : p.x.n_tokens - 1;
-                    q[OWN(t)][i] =
-                        load_words4(p.x.q + (size_t)token * p.x.q_stride + g * 64 + piece % 4 * 16);
+                const uint8_t *before = tile > 0 ? TILE_CELLS(tile - 1) : NULL;
+                switch (quarter) {
+                case 0:
+                    load_quarter<H, 0>(TILE_CELLS(tile), before, t, words[OWN(t)]);
+                    decode_quarter<H, 0>(&tables, words[OWN(t)], a[OWN(t)]);
+                    break;
+                case 1:
+                    load_quarter<H, 1>(TILE_CELLS(tile), before, t, words[OWN(t)]);
+                    decode_quarter<H, 1>(&tables, words[OWN(t)], a[OWN(t)]);
+                    break;
+                case 2:
+                    load_quarter<H, 2>(TILE_CELLS(tile), before, t, words[OWN(t)]);
+                    decode_quarter<H, 2>(&tables, words[OWN(t)], a[OWN(t)]);
+                    break;
+                default:
+                    load_quarter<H, 3>(TILE_CELLS(tile), before, t, words[OWN(t)]);
+                    decode_quarter<H, 3>(&tables, words[OWN(t)], a[OWN(t)]);
                 }
             }
-        }
-        for (unsigned step = 0; step < 2 && g > 0; step++) {
+            /* The stage and, of the second quarter on, the cells that all threads are done with. */
             THREADS_ALONE(t) {
-                const unsigned warp = t / 32, row = t % 32 / 4, k = step * 32 + t % 4 * 4;
-                const uint8_t *x = now + (warp % WM * M * 16 + row) * MATMUL_STRIDE + k;
-                const uint8_t *y =
-                    now + (MATMUL_ROWS + warp / WM * N * 8 + row) * MATMUL_STRIDE + k;
-                UNROLL
-                for (unsigned m = 0; m < M; m++) {
-                    for (unsigned r = 0; r < 4; r++) {
-                        a[OWN(t)][m][r] =
-                            shared_word(x + (m * 16 + r % 2 * 8) * MATMUL_STRIDE + r / 2 * 16);
-                    }
+                COPY_STAGE(step + MATMUL_STAGES - 1);
+                if (quarter == 1 && tile + 1 < n_tiles) {
+                    COPY_CELLS(tile + 1);
                 }
-                UNROLL
-                for (unsigned n = 0; n < N; n++) {
-                    for (unsigned r = 0; r < 2; r++) {
-                        b[OWN(t)][n][r] = shared_word(y + n * 8 * MATMUL_STRIDE + r * 16);
-                    }
-                }
+                COPIES_END();
             }
             UNROLL
-            for (int m = 0; m < M; m++) {
-                UNROLL
-                for (int n = 0; n < N; n++) {
-                    WARP_MMA(c, a, b, m, n);
+            for (int n = 0; n < (int)MATMUL_N; n++) {
+                THREADS_ALONE(t) {
+                    const words4 q =
+                        *(const words4 *)(shared + step % MATMUL_STAGES * MATMUL_STAGE_BYTES +
+                                          (unsigned)n * 512 + t % 32 * 16);
+                    b[OWN(t)][0][0] = q.v[0], b[OWN(t)][0][1] = q.v[1];
+                    b[OWN(t)][1][0] = q.v[2], b[OWN(t)][1][1] = q.v[3];
                 }
-            }
-        }
-        THREADS(t) {
-            if (g < n_groups) {
-                const unsigned row = t % MATMUL_ROWS, quarter = t / MATMUL_ROWS;
-                *(words4 *)(next + row * MATMUL_STRIDE + quarter * 16) =
-                    decode_codes<H>(&words, quarter, raw[OWN(t)]);
                 UNROLL
-                for (unsigned i = 0; i < shape::pieces; i++) {
-                    const unsigned piece = t + i * MATMUL_THREADS;
-                    *(words4 *)(next + (MATMUL_ROWS + piece / 4) * MATMUL_STRIDE + piece % 4 * 16) =
-                        q[OWN(t)][i];
+                for (int i = 0; i < 4; i++) {
+                    WARP_MMA(c, i % 2, n, a, i, b, i / 2);
                 }
             }
         }
     }
     THREADS_ALONE(t) {
-        const unsigned warp = t / 32, g = t % 32 / 4, i = t % 4;
+        const unsigned g = t % 32 / 4, i = t % 4;
         UNROLL
-        for (int m = 0; m < M; m++) {
-            UNROLL
-            for (int n = 0; n < N; n++) {
-                UNROLL
-                for (unsigned r = 0; r < 4; r++) {
-                    const uint32_t row =
-                        row_first + (warp % WM * M + (unsigned)m) * 16 + g + r / 2 * 8;
-                    const uint32_t token =
-                        token_first + (warp / WM * N + (unsigned)n) * 8 + 2 * i + r % 2;
-                    if (row < p.w.n_rows && token < p.x.n_tokens) {
-                        p.y[(size_t)token * p.w.n_rows + row] =
-                            scaled_sum(&p.w, &p.x, row, token, c[OWN(t)][m][n][r]);
-                    }
-                }
-            }
+        for (unsigned k = 0; k < 2 * MATMUL_N * 4; k++) {
+            const unsigned m = k / (MATMUL_N * 4), n = k / 4 % MATMUL_N, r = k % 4;
+            store_sum(&p, which, (first_strip + t / 16) * 16 + g % 4 * 4 + r / 2 * 2 + m,
+                      token + 8 * n + 2 * i + r % 2, c[OWN(t)][m][n][r]);
         }
     }
+#undef TILE_CELLS
+#undef COPY_CELLS
+#undef COPY_STAGE
 }
 
 /* ---- Choosing ---------------------------------------------------------- */
 
-template <int H, int M, int N, int WM>
-static hepta_status launch_tiles(dev_stream s, const matmul_parameters &p, hepta_error *err) {
-    typedef matmul_shape<M, N, WM> shape;
-    const grid blocks = {(p.w.n_rows + MATMUL_ROWS - 1) / MATMUL_ROWS,
+static uint32_t product_blocks(const product_parameters &p, uint32_t rows) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < PRODUCTS; i++) {
+        n += (p.w[i].n_rows + rows - 1) / rows;
+    }
+    return n;
+}
+
+template <int N, bool HALVES>
+static hepta_status launch_matvec(dev_stream s, const product_parameters &p, hepta_error *err) {
+    typedef matvec_shape<N, HALVES> shape;
+    const uint32_t warps = (p.w[0].n_groups + shape::groups - 1) / shape::groups;
+    const uint32_t threads = 32 * warps < MATVEC_THREADS ? 32 * warps : MATVEC_THREADS;
+    const grid blocks = {product_blocks(p, shape::rows),
                          (p.x.n_tokens + shape::tokens - 1) / shape::tokens, 1};
-    return launch(s, blocks, MATMUL_THREADS, shape::shared_bytes, matmul<H, M, N, WM>, p, err);
+    return launch(s, blocks, threads, 0, matvec<N, HALVES>, p, err);
 }
 
 template <int H>
-static hepta_status launch_matmul(dev_stream s, const matmul_parameters &p, hepta_error *err) {
-    return p.x.n_tokens <= 64 ? launch_tiles<H, 2, 2, 2>(s, p, err)
-                              : launch_tiles<H, 4, 4, 1>(s, p, err);
+static hepta_status launch_matmul(dev_stream s, const product_parameters &p, hepta_error *err) {
+    const grid blocks = {product_blocks(p, MATMUL_ROWS),
+                         (p.x.n_tokens + MATMUL_TOKENS - 1) / MATMUL_TOKENS, 1};
+    return launch(s, blocks, MATMUL_THREADS, matmul_shared_bytes(H), matmul<H>, p, err);
 }
 
-template <int T>
-static hepta_status launch_matvec(dev_stream s, const matvec_parameters &p, hepta_error *err) {
-    unsigned n_strips = 0, n_groups = 1;
-    for (uint32_t i = 0; i < MATVEC_PRODUCTS; i++) {
-        n_strips += (p.w[i].n_rows + 15) / 16;
-        n_groups = p.w[i].n_groups > n_groups ? p.w[i].n_groups : n_groups;
+/* matmul, if there is work for half of the processors and room in their shared memory; else *done
+ * stays false. */
+template <bool TENSOR_CORES>
+static hepta_status try_matmul(dev_stream s, const gpu_device_info &device,
+                               const product_parameters &p, bool *done, hepta_error *err) {
+    const uint64_t tokens = (p.x.n_tokens + MATMUL_TOKENS - 1) / MATMUL_TOKENS;
+    *done = TENSOR_CORES && p.x.n_tokens > MATMUL_TOKENS / 2 &&
+            2 * tokens * product_blocks(p, MATMUL_ROWS) >= (uint64_t)device.processors &&
+            matmul_shared_bytes(p.w[0].half_bits) <= device.shared_bytes;
+    if constexpr (TENSOR_CORES) {
+        if (*done) {
+            switch (p.w[0].half_bits) {
+            case 4:
+                return launch_matmul<4>(s, p, err);
+            case 5:
+                return launch_matmul<5>(s, p, err);
+            case 6:
+                return launch_matmul<6>(s, p, err);
+            case 7:
+                return launch_matmul<7>(s, p, err);
+            case 8:
+                return launch_matmul<8>(s, p, err);
+            default:
+                return launch_matmul<16>(s, p, err);
+            }
+        }
     }
-    unsigned threads = (4 * n_groups + 31) / 32 * 32;
-    threads = threads < MATVEC_THREADS ? threads : MATVEC_THREADS;
-    const grid blocks = {n_strips, (p.x.n_tokens + T - 1) / T, 1};
-    return launch(s, blocks, threads, 0, matvec<T>, p, err);
+    return HEPTA_OK;
 }
 
-/* Tokens up to which codes are decoded once for each dot product's lane, not for a tile; without
- * tensor cores always. */
-constexpr uint32_t MATVEC_MOST_TOKENS = 32;
-
-/* y[i] = w[i] x for n <= MATVEC_PRODUCTS matrices of equal width. */
-static hepta_status multiply(dev_stream s, const dev_matrix *w, float *const *y, int n,
-                             const dev_input &x, const code_lookups *codes, hepta_error *err) {
-    if (x.n_tokens <= MATVEC_MOST_TOKENS || !GPU_HAS_MMA) {
-        matvec_parameters p = {};
-        p.x = x, p.codes = codes;
-        for (int i = 0; i < n; i++) {
-            p.w[i] = w[i], p.y[i] = y[i];
-        }
-        return x.n_tokens == 1   ? launch_matvec<1>(s, p, err)
-               : x.n_tokens == 2 ? launch_matvec<2>(s, p, err)
-               : x.n_tokens <= 4 ? launch_matvec<4>(s, p, err)
-               : x.n_tokens <= 8 ? launch_matvec<8>(s, p, err)
-                                 : launch_matvec<16>(s, p, err);
+/* y[i] = w[i] x for n <= PRODUCTS matrices of equal width. */
+static hepta_status multiply(dev_stream s, const gpu_device_info &device, const dev_matrix *w,
+                             float *const *y, int n, const dev_input &x, const code_lookups *codes,
+                             hepta_error *err) {
+    product_parameters p = {};
+    bool same = true, done = false;
+    p.x = x, p.codes = codes;
+    for (int i = 0; i < n; i++) {
+        p.w[i] = w[i], p.y[i] = y[i];
+        same = same && w[i].half_bits == w[0].half_bits;
     }
-    hepta_status status = HEPTA_OK;
-    for (int i = 0; i < n && status == HEPTA_OK; i++) {
-        const matmul_parameters p = {w[i], x, y[i], codes};
-        switch (w[i].half_bits) {
-        case 4:
-            status = launch_matmul<4>(s, p, err);
-            break;
-        case 5:
-            status = launch_matmul<5>(s, p, err);
-            break;
-        case 6:
-            status = launch_matmul<6>(s, p, err);
-            break;
-        case 7:
-            status = launch_matmul<7>(s, p, err);
-            break;
-        case 8:
-            status = launch_matmul<8>(s, p, err);
-            break;
-        default:
-            status = launch_matmul<16>(s, p, err);
+    if (same) {
+        const hepta_status status = try_matmul<GPU_HAS_MMA>(s, device, p, &done, err);
+        if (status != HEPTA_OK || done) {
+            return status;
         }
+    } else if (x.n_tokens > MATMUL_TOKENS / 2) {
+        hepta_status status = HEPTA_OK;
+        for (int i = 0; i < n && status == HEPTA_OK; i++) {
+            status = multiply(s, device, w + i, y + i, 1, x, codes, err);
+        }
+        return status;
     }
-    return status;
+    return x.n_tokens <= 4    ? launch_matvec<1, true>(s, p, err)
+           : x.n_tokens <= 8  ? launch_matvec<1, false>(s, p, err)
+           : x.n_tokens <= 16 ? launch_matvec<2, false>(s, p, err)
+                              : launch_matvec<4, false>(s, p, err);
 }
 
 #endif

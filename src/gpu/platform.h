@@ -9,16 +9,26 @@
  * arrays over the threads here. Operations of a warp (WARP_*) stand between phases.
  *
  *   GPU_KERNEL_OF(threads, blocks) name(parameters p)
- *                                     a kernel for blocks of at most so many threads, with
- * registers for so many of them side by side; BLOCK_X, BLOCK_Y, BLOCK_Z GPU_FN, GPU_AND_HOST_FN a
- * function that kernels call; that the host calls, too THREADS(t) { }                    a phase,
- * with a barrier behind it; no `return` or `break` THREADS_ALONE(t) { }              without:
- * nothing it writes to memory is read before a barrier SHARED(type, name, n)             shared
- * memory; DYNAMIC(type, name): the launch's PRIVATE(threads, type, name, dims) name[OWN(t)] is
- * thread t's; threads: the most of a block WARP_SUM(name, i, mask)           name[...][i] += that
- * of lane ^ mask: integers, no order WARP_MAX(name, i)                 the largest of the warp, in
- * all its lanes WARP_MMA(c, a, b, m, n)           c[m][n] += a[m] b[n]: int8 tiles of 16 x 32 and
- * 32 x 8
+ *         a kernel for blocks of at most so many threads, with registers for so many blocks side by
+ * side BLOCK_X, BLOCK_Y, BLOCK_Z GPU_FN, GPU_AND_HOST_FN a function that kernels call; that the
+ * host calls, too THREADS(t) { } a phase, with a barrier behind it; no `return` or `break`
+ *   THREADS_ALONE(t) { }
+ *         without one: nothing it writes to memory is read before a barrier
+ *   WARPS(w) { }
+ *         what each warp does at its own pace: phases of its own threads, THREADS_ALONE and WARP_*
+ *   SHARED(type, name, n), DYNAMIC(type, name)
+ *         shared memory; the launch's
+ *   PRIVATE(threads, type, name, dims)
+ *         name[OWN(t)] is thread t's; threads: the most of a block
+ *   WARP_SUM(name, i, mask)
+ *         name[...][i] += that of lane ^ mask: integers, no order
+ *   WARP_MAX(name, i)
+ *         the largest of the warp, in all its lanes
+ *   WARP_MMA(c, m, n, a, i, b, j)
+ *         c[m][n] += a[i] b[j]: int8 tiles of 16 x 32 and 32 x 8
+ *   copy_ahead(to, from, there), COPIES_END(), COPIES_AWAIT(n)
+ *         copies to shared memory that arrive later; the end of a thread's set of them; waits until
+ * all but the last n sets of the thread are there
  *
  * Arithmetic: + - * / as written, none fused (--fmad=false), division and square root correctly
  * rounded, subnormals kept. docs/GPU.md, docs/NUMERICS.md.
@@ -70,11 +80,6 @@ static double host_seconds(void) {
 #include "kernels/math.h"
 
 #define MINUS_INFINITY (-__builtin_huge_valf())
-
-/* x where a bit of mask is set, else y */
-GPU_FN uint32_t bit_select(uint32_t mask, uint32_t x, uint32_t y) {
-    return (x & mask) | (y & ~mask);
-}
 
 /* Adds 16 lanes in the tree (l, l+8), (l, l+4), (l, l+2), (l, l+1). */
 GPU_FN float lanes_sum(const float *lane) {

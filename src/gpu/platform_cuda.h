@@ -2,8 +2,8 @@
  * platform_cuda.h - platform.h in CUDA C++ and HIP.
  *
  * HIP has CUDA's functions under its own names, which the macros below map; its warps may have 64
- * lanes (shuffles are told 32), and its matrix instructions another layout, so that there all
- * products are dot products of four bytes, and there are no graphs.
+ * lanes (shuffles are told 32), its matrix instructions another layout, so that their tiles are dot
+ * products of four bytes there, and there are no graphs.
  */
 #ifndef GPU_PLATFORM_CUDA_H
 #define GPU_PLATFORM_CUDA_H
@@ -62,6 +62,8 @@ enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 1 };
 #define GPU_AND_HOST_FN MATH_INLINE
 #define GPU_KERNEL_OF(threads, blocks) static __global__ void __launch_bounds__(threads, blocks)
 #define UNROLL _Pragma("unroll")
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(n) PRAGMA(unroll n)
 
 #define BLOCK_X blockIdx.x
 #define BLOCK_Y blockIdx.y
@@ -71,6 +73,7 @@ enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 1 };
 #define THREADS_ALONE(t) for (unsigned t = threadIdx.x, t##_more = 1; t##_more != 0; t##_more = 0)
 #define THREADS(t)                                                                                 \
     for (unsigned t = threadIdx.x, t##_more = 1; t##_more != 0; t##_more = 0, __syncthreads())
+#define WARPS(w) for (unsigned w = threadIdx.x / 32, w##_more = 1; w##_more != 0; w##_more = 0)
 #define SHARED(type, name, n) __shared__ type name[n]
 #define DYNAMIC(type, name)                                                                        \
     extern __shared__ words4 dynamic_memory[];                                                     \
@@ -101,12 +104,25 @@ GPU_FN words4 load_words4(const void *p) {
     const uint4 x = __ldg((const uint4 *)p);
     return words4{{x.x, x.y, x.z, x.w}};
 }
-GPU_FN uint32_t load_word(const void *p) {
-    return __ldg((const unsigned *)p);
+/* To shared memory, 16 bytes; zeros if not `there`. */
+GPU_FN void copy_ahead(void *to, const void *from, bool there) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+#else
+    const words4 none = {};
+    *(words4 *)to = there ? load_words4(from) : none;
+#endif
 }
-GPU_FN uint32_t shared_word(const uint8_t *p) {
-    return *(const uint32_t *)p;
-}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define COPIES_END() asm volatile("cp.async.commit_group;" ::: "memory")
+#define COPIES_AWAIT(n) asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory")
+#else
+#define COPIES_END() ((void)0)
+#define COPIES_AWAIT(n) ((void)0)
+#endif
 
 /* With the sign mode of PRMT: a selector of 8 + i gives the sign of byte i, eight times. */
 GPU_FN uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
@@ -126,8 +142,49 @@ GPU_FN uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
 #endif
 }
 
-GPU_FN uint32_t funnel_left(uint32_t low, uint32_t high, int n) {
-    return high << n | low >> (32 - n);
+/* x where a bit of mask is set, else y; the sum of three over GF(2). One instruction each, which
+ * compilers tear apart when they see the formula. */
+GPU_FN uint32_t bit_select(uint32_t mask, uint32_t x, uint32_t y) {
+#if defined(__HIPCC__)
+    return (x & mask) | (y & ~mask);
+#else
+    uint32_t z;
+    asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(z) : "r"(mask), "r"(x), "r"(y));
+    return z;
+#endif
+}
+GPU_FN uint32_t xor3(uint32_t x, uint32_t y, uint32_t z) {
+#if defined(__HIPCC__)
+    return x ^ y ^ z;
+#else
+    uint32_t sum;
+    asm("lop3.b32 %0, %1, %2, %3, 0x96;" : "=r"(sum) : "r"(x), "r"(y), "r"(z));
+    return sum;
+#endif
+}
+
+/*
+ * The lower or upper 16 bits of x, its other bits any; and of their complement. As dot products, of
+ * (lower, upper) with constants: those have a pipe of their own, while shifts and logic share that
+ * of the permutes, which is the busiest.
+ */
+template <bool UPPER> GPU_FN uint32_t half_word(uint32_t x) {
+#if defined(__HIPCC__)
+    return UPPER ? x >> 16 : x;
+#else
+    return UPPER ? __dp2a_lo(x, 0x0100u, 0u) : x;
+#endif
+}
+template <bool UPPER> GPU_FN uint32_t half_complement(uint32_t x) {
+#if defined(__HIPCC__)
+    return ~half_word<UPPER>(x);
+#else
+    int y;
+    asm("dp2a.lo.u32.s32 %0, %1, %2, %3;"
+        : "=r"(y)
+        : "r"(x), "r"(UPPER ? 0xff00 : 0xff), "r"(0xffff));
+    return (uint32_t)y;
+#endif
 }
 
 GPU_FN int dot4(uint32_t a, uint32_t b, int c) {
@@ -141,11 +198,20 @@ GPU_FN int dot4(uint32_t a, uint32_t b, int c) {
 #endif
 }
 
-#if defined(__HIPCC__)
-#define WARP_MMA(c, a, b, m, n) ((void)0) /* never reached: GPU_HAS_MMA */
-#else
+/* PTX mma.m16n8k32 of int8: the fragments are described in platform_emulated.h. */
 GPU_FN void warp_mma(int *c, const uint32_t *a, const uint32_t *b) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if defined(__HIPCC__)
+    const int lane = (int)(threadIdx.x % 32), g = lane / 4;
+    for (int k = 0; k < 4; k++) { /* what each of the four lanes of a row has */
+        for (int r = 0; r < 4; r++) {
+            const int from = lane % 4 * 8 + r % 2 * 4 + k; /* of column 2 (lane % 4) + r % 2 */
+            for (int half = 0; half < 2; half++) {
+                const uint32_t x = __shfl(a[r / 2 + 2 * half], 4 * g + k, 32);
+                c[r] = dot4(x, __shfl(b[half], from, 32), c[r]);
+            }
+        }
+    }
+#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
@@ -161,8 +227,7 @@ GPU_FN void warp_mma(int *c, const uint32_t *a, const uint32_t *b) {
     }
 #endif
 }
-#define WARP_MMA(c, a, b, m, n) warp_mma(c[0][m][n], a[0][m], b[0][n])
-#endif
+#define WARP_MMA(c, m, n, a, i, b, j) warp_mma(c[0][m][n], a[0][i], b[0][j])
 
 /* __fdiv_rn, __fsqrt_rn: correctly rounded whatever the flags. */
 GPU_FN float divide(float a, float b) {

@@ -14,16 +14,22 @@
 enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 0 };
 
 #define MATH_INLINE static inline
+#if defined(__SANITIZE_ADDRESS__) /* or the compiler takes minutes */
+#define GPU_FN static __attribute__((noinline, unused))
+#else
 #define GPU_FN static inline
+#endif
 #define GPU_AND_HOST_FN static inline
 #define GPU_KERNEL_OF(threads, blocks) static void
 
 typedef struct emulated_block {
     unsigned threads, x, y, z;
+    unsigned from, to; /* threads that run: all, or a warp */
     bool reverse;
     void *dynamic;
 } emulated_block;
-static thread_local emulated_block block_now;
+/* The model without a call: GCC 12's LeakSanitizer fails with the others here. */
+static thread_local emulated_block block_now __attribute__((tls_model("initial-exec")));
 
 #define BLOCK_X (block_now.x)
 #define BLOCK_Y (block_now.y)
@@ -31,12 +37,22 @@ static thread_local emulated_block block_now;
 #define BLOCK_THREADS (block_now.threads)
 
 GPU_FN unsigned thread_number(unsigned i) {
-    return block_now.reverse ? block_now.threads - 1 - i : i;
+    return block_now.reverse ? block_now.to - 1 - i : block_now.from + i;
 }
 #define THREADS(t)                                                                                 \
-    for (unsigned t##_i = 0, t; t##_i < block_now.threads && (t = thread_number(t##_i), true);     \
-         t##_i++)
+    for (unsigned t##_i = 0, t;                                                                    \
+         t##_i < block_now.to - block_now.from && (t = thread_number(t##_i), true); t##_i++)
 #define THREADS_ALONE(t) THREADS(t)
+/* From here on the threads of warp number i run, or, past the last, all. */
+GPU_FN bool next_warp(unsigned i, unsigned *w) {
+    const unsigned n = block_now.threads / 32;
+    const bool more = i < n;
+    *w = block_now.reverse ? n - 1 - i : i;
+    block_now.from = more ? 32 * *w : 0;
+    block_now.to = more ? 32 * *w + 32 : block_now.threads;
+    return more;
+}
+#define WARPS(w) for (unsigned w##_i = 0, w = 0; next_warp(w##_i, &w); w##_i++)
 #define SHARED(type, name, n)                                                                      \
     type name[n];                                                                                  \
     memset((void *)name, 0xa5, sizeof name) /* what was not written is not zero by luck */
@@ -44,9 +60,10 @@ GPU_FN unsigned thread_number(unsigned i) {
 #define PRIVATE(threads, type, name, dims) type name[threads] dims
 #define OWN(t) (t)
 #define UNROLL
+#define UNROLL_BY(n)
 
 template <class X> GPU_FN void warp_sum(X *x, int i, unsigned mask) {
-    for (unsigned w = 0; w < block_now.threads; w += 32) {
+    for (unsigned w = block_now.from; w < block_now.to; w += 32) {
         int before[32];
         for (unsigned l = 0; l < 32; l++) {
             before[l] = x[w + l][i];
@@ -57,7 +74,7 @@ template <class X> GPU_FN void warp_sum(X *x, int i, unsigned mask) {
     }
 }
 template <class X> GPU_FN void warp_max(X *x, int i) {
-    for (unsigned w = 0; w < block_now.threads; w += 32) {
+    for (unsigned w = block_now.from; w < block_now.to; w += 32) {
         uint32_t most = 0;
         for (unsigned l = 0; l < 32; l++) {
             most = x[w + l][i] > most ? x[w + l][i] : most;
@@ -79,15 +96,16 @@ GPU_FN void shared_add(int *p, int x) {
 GPU_FN words4 load_words4(const void *p) {
     return *(const words4 *)p;
 }
-GPU_FN uint32_t load_word(const void *p) {
-    return *(const uint32_t *)p;
+/* To shared memory, 16 bytes; zeros if not `there`. */
+GPU_FN void copy_ahead(void *to, const void *from, bool there) {
+    if (there) {
+        memcpy(to, from, 16);
+    } else {
+        memset(to, 0, 16);
+    }
 }
-/* Shared memory; aligned. */
-GPU_FN uint32_t shared_word(const uint8_t *p) {
-    uint32_t x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
+#define COPIES_END() ((void)0)
+#define COPIES_AWAIT(n) ((void)0)
 
 GPU_FN uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
     const uint64_t bytes = (uint64_t)b << 32 | a;
@@ -100,8 +118,20 @@ GPU_FN uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
     return out;
 }
 
-GPU_FN uint32_t funnel_left(uint32_t low, uint32_t high, int n) {
-    return high << n | low >> (32 - n);
+/* x where a bit of mask is set, else y; the sum of three over GF(2). */
+GPU_FN uint32_t bit_select(uint32_t mask, uint32_t x, uint32_t y) {
+    return (x & mask) | (y & ~mask);
+}
+GPU_FN uint32_t xor3(uint32_t x, uint32_t y, uint32_t z) {
+    return x ^ y ^ z;
+}
+
+/* The lower or upper 16 bits of x, its other bits any; and of their complement. */
+template <bool UPPER> GPU_FN uint32_t half_word(uint32_t x) {
+    return UPPER ? x >> 16 : x;
+}
+template <bool UPPER> GPU_FN uint32_t half_complement(uint32_t x) {
+    return ~half_word<UPPER>(x);
 }
 
 GPU_FN int dot4(uint32_t a, uint32_t b, int c) {
@@ -115,16 +145,16 @@ GPU_FN int dot4(uint32_t a, uint32_t b, int c) {
  * Of lane l, with g = l / 4 and i = l % 4: a[0..3] are the bytes 4i .. 4i+3 of rows g, g+8, then
  * the same 16 columns on; b[0..1] those of column g; c[0..3] are (g, 2i), (g, 2i+1), (g+8, ...). */
 template <class C, class A, class B>
-GPU_FN void warp_mma(C *c, const A *a, const B *b, int m, int n) {
-    for (unsigned w = 0; w < block_now.threads; w += 32) {
+GPU_FN void warp_mma(C *c, int m, int n, const A *a, int i, const B *b, int j) {
+    for (unsigned w = block_now.from; w < block_now.to; w += 32) {
         int8_t x[16][32], y[8][32];
         for (unsigned l = 0; l < 32; l++) {
-            const unsigned g = l / 4, i = l % 4;
+            const unsigned g = l / 4, k = l % 4 * 4;
             for (unsigned r = 0; r < 4; r++) {
-                memcpy(&x[g + r % 2 * 8][r / 2 * 16 + 4 * i], &a[w + l][m][r], 4);
+                memcpy(&x[g + r % 2 * 8][r / 2 * 16 + k], &a[w + l][i][r], 4);
             }
             for (unsigned r = 0; r < 2; r++) {
-                memcpy(&y[g][r * 16 + 4 * i], &b[w + l][n][r], 4);
+                memcpy(&y[g][r * 16 + k], &b[w + l][j][r], 4);
             }
         }
         for (unsigned l = 0; l < 32; l++) {
@@ -139,7 +169,7 @@ GPU_FN void warp_mma(C *c, const A *a, const B *b, int m, int n) {
         }
     }
 }
-#define WARP_MMA(c, a, b, m, n) warp_mma(c, a, b, m, n)
+#define WARP_MMA(c, m, n, a, i, b, j) warp_mma(c, m, n, a, i, b, j)
 
 GPU_FN float divide(float a, float b) {
     return a / b;
@@ -319,7 +349,8 @@ static hepta_status launch(dev_stream, grid blocks, unsigned threads, size_t dyn
         return fail(err, HEPTA_ERROR_MEMORY, "no memory for an emulated block");
     }
     const char *order = getenv("HEPTA_EMULATED_ORDER");
-    block_now.threads = threads;
+    block_now.threads = block_now.to = threads;
+    block_now.from = 0;
     block_now.reverse = order != NULL && strcmp(order, "reverse") == 0;
     block_now.dynamic = dynamic;
     for (block_now.z = 0; block_now.z < blocks.z; block_now.z++) {
