@@ -9,6 +9,7 @@
 #include "format/container.h"
 #include "kernels/kernels.h"
 #include "quantize/feedback.h"
+#include "quantize/head.h"
 #include "quantize/plan.h"
 
 #include <math.h>
@@ -262,6 +263,74 @@ TEST(quantize_feedback_lowers_the_output_error) {
     const double beam = output_error(&w, 1024, x, ROWS, out[0]);
     test_note("without correlation: full search %.5f, beam of 1024 %.5f", full, beam);
     CHECK(beam > 0.99 * full && beam < 1.08 * full);
+}
+
+/* Rows of a head that four kinds of inputs call for: a group each, weighted by p (1 - p). */
+TEST(quantize_head_groups_rows_by_their_inputs) {
+    enum { N = 64, ROWS = 64, TOKENS = 600, KINDS = 4 };
+    static float direction[KINDS * N], w[ROWS * N], x[TOKENS * N], h[N * N], own[N * N];
+    hepta_error err;
+    const kernels *k;
+    rotation *r;
+    CHECK_OK(kernels_select(&k, &err));
+    CHECK_OK(rotation_create(N, 1, &r, &err));
+    for (size_t i = 0; i < KINDS * N; i++) {
+        direction[i] = test_random_gauss();
+    }
+    for (size_t i = 0; i < ROWS * N; i++) {
+        w[i] = 0.1f * direction[i % (KINDS * N)] + 0.05f * test_random_gauss();
+    }
+    for (size_t i = 0; i < TOKENS * N; i++) {
+        x[i] = direction[i % (KINDS * N)] + 0.3f * test_random_gauss();
+    }
+    const tensor t = {.name = "head",
+                      .type = TENSOR_F32,
+                      .n_dims = 2,
+                      .ne = {N, ROWS, 1, 1},
+                      .n_bytes = sizeof w,
+                      .data = (const uint8_t *)w};
+    const moments m = {.n = N, .n_tokens = TOKENS, .h = h, .rotation = r, .x = x};
+    head_groups *g, *same;
+    CHECK_OK(moments_sum(r, x, NULL, TOKENS, k, 1, h, &err));
+    CHECK_OK(head_groups_create(&t, &m, k, 1, &g, &err));
+    CHECK_OK(head_groups_create(&t, &m, k, 3, &same, &err));
+    CHECK_EQ_INT(g->n, KINDS);
+    for (uint32_t i = 0; i < g->n; i++) {
+        CHECK_EQ_INT(g->first[i + 1] - g->first[i], ROWS / KINDS);
+        for (uint32_t j = g->first[i]; j < g->first[i + 1]; j++) {
+            CHECK_EQ_INT(g->rows[j] % KINDS, g->rows[g->first[i]] % KINDS);
+        }
+    }
+    CHECK_MEM_EQ(g->rows, same->rows, ROWS * sizeof *g->rows);
+    CHECK_MEM_EQ(g->weight, same->weight, (size_t)g->n * TOKENS * sizeof *g->weight);
+    for (size_t i = 0; i < TOKENS; i++) {
+        double e[ROWS], sum = 0, weight[KINDS] = {0};
+        for (size_t row = 0; row < ROWS; row++) {
+            double z = 0;
+            for (size_t c = 0; c < N; c++) {
+                z += (double)w[row * N + c] * (double)x[i * N + c];
+            }
+            sum += e[row] = exp(z);
+        }
+        for (size_t row = 0; row < ROWS; row++) {
+            weight[row % KINDS] += e[row] / sum * (1 - e[row] / sum);
+        }
+        for (uint32_t j = 0; j < g->n; j++) {
+            const double expected = weight[g->rows[g->first[j]] % KINDS];
+            CHECK(fabs((double)g->weight[j * TOKENS + i] - expected) < 1e-4 * expected + 1e-7);
+        }
+    }
+    moments group;
+    CHECK_OK(head_moments(g, 0, &m, k, 1, own, &group, &err));
+    double trace = 0, all = 0; /* of inputs of one size */
+    for (size_t i = 0; i < N; i++) {
+        trace += (double)own[i * N + i];
+        all += (double)h[i * N + i] / TOKENS;
+    }
+    CHECK(fabs(trace / all - 1) < 0.2 && group.n_tokens > 0 && group.n_tokens <= TOKENS);
+    head_groups_free(g);
+    head_groups_free(same);
+    rotation_free(r);
 }
 
 /* ---- Files ------------------------------------------------------------- */

@@ -8,11 +8,10 @@
 
 #include "base/base.h"
 
-#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { WINDOW = 512, TOKENS = 1024, ROWS = 64 };
+enum { WINDOW = 512 };
 
 struct calibration {
     hepta_model *model;
@@ -192,52 +191,6 @@ static uint32_t input_width(const hepta_model_info *i, llama_input input) {
                                     : i->n_embd;
 }
 
-/* xt (n_padded, TOKENS): the rotated inputs of tokens first, first + 1 ..., one column each. */
-static void turn(const calibration *c, const rotation *r, const float *x, uint32_t first, float *xt,
-                 float *scratch) {
-    const uint32_t n = c->n - first < (uint32_t)TOKENS ? c->n - first : (uint32_t)TOKENS;
-#pragma omp parallel for num_threads(c->threads) schedule(static)
-    for (uint32_t t = 0; t < (uint32_t)TOKENS; t++) {
-        float *row = scratch + (size_t)omp_get_thread_num() * 2 * r->n_padded;
-        if (t < n) {
-            memcpy(row, x + (size_t)(first + t) * r->n, r->n * sizeof *row);
-            c->model->kernels->rotate(r, row, row + r->n_padded);
-        } else {
-            memset(row, 0, r->n_padded * sizeof *row);
-        }
-        for (size_t k = 0; k < r->n_padded; k++) {
-            xt[k * TOKENS + t] = row[k];
-        }
-    }
-}
-
-/* The products of columns [first, first + ROWS) of xt with all that are not before them. */
-static void add_products(const kernels *k, const float *xt, uint32_t first, uint32_t n, float *h) {
-    float y[ROWS * ROWS];
-    const uint32_t n_cols = n - first < (uint32_t)ROWS ? n - first : (uint32_t)ROWS;
-    for (uint32_t i = first; i < n; i += ROWS) {
-        const uint32_t n_rows = n - i < (uint32_t)ROWS ? n - i : (uint32_t)ROWS;
-        k->matmul_f32(xt + (size_t)first * TOKENS, n_cols, TOKENS, xt + (size_t)i * TOKENS, TOKENS,
-                      n_rows, y, ROWS);
-        for (uint32_t a = 0; a < n_rows; a++) {
-            float *row = h + (size_t)(i + a) * n + first;
-            for (uint32_t b = 0; b < n_cols; b++) {
-                row[b] += y[a * ROWS + b];
-            }
-        }
-    }
-}
-
-/* Rows [first, first + ROWS) of h: their upper half from the columns below. */
-static void mirror(float *h, uint32_t n, uint32_t first) {
-    const uint32_t end = n - first < (uint32_t)ROWS ? n : first + ROWS;
-    for (uint32_t k = first + 1; k < n; k++) {
-        for (uint32_t i = first; i < end && i < k; i++) {
-            h[(size_t)i * n + k] = h[(size_t)k * n + i];
-        }
-    }
-}
-
 static hepta_status add_input(calibration *c, uint32_t layer, llama_input input, const float *x) {
     rotation *r = NULL;
     hepta_status status = rotation_create(input_width(&c->model->info, input), c->seed, &r, c->err);
@@ -245,30 +198,16 @@ static hepta_status add_input(calibration *c, uint32_t layer, llama_input input,
         return status;
     }
     const uint32_t n = r->n_padded;
-    float *xt = memory_alloc((size_t)n * TOKENS, sizeof *xt);
-    float *scratch = memory_alloc((size_t)c->threads * 2 * n, sizeof *scratch);
     float *h = memory_alloc((size_t)n * n, sizeof *h);
-    if (xt == NULL || scratch == NULL || h == NULL) {
+    if (h == NULL) {
         status = error_set(c->err, HEPTA_ERROR_MEMORY, "no memory for the moments of %u inputs", n);
-        goto done;
+    } else {
+        status = moments_sum(r, x, NULL, c->n, c->model->kernels, c->threads, h, c->err);
     }
-    for (uint32_t first = 0; first < c->n; first += TOKENS) {
-        turn(c, r, x, first, xt, scratch);
-#pragma omp parallel for num_threads(c->threads) schedule(dynamic)
-        for (uint32_t i = 0; i < n; i += ROWS) {
-            add_products(c->model->kernels, xt, i, n, h);
-        }
+    if (status == HEPTA_OK) {
+        const moments m = {.n = n, .n_tokens = c->n, .h = h, .rotation = r, .x = x};
+        status = c->fn(c->context, layer, input, &m);
     }
-    memory_free(xt);
-    xt = NULL;
-#pragma omp parallel for num_threads(c->threads) schedule(dynamic)
-    for (uint32_t i = 0; i < n; i += ROWS) {
-        mirror(h, n, i);
-    }
-    status = c->fn(c->context, layer, input, &(moments){.n = n, .n_tokens = c->n, .h = h});
-done:
-    memory_free(xt);
-    memory_free(scratch);
     memory_free(h);
     rotation_free(r);
     return status;

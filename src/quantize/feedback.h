@@ -5,13 +5,7 @@
 #define QUANTIZE_FEEDBACK_H
 
 #include "code/code.h"
-#include "kernels/kernels.h"
-
-/* H (n, n): the sum of x x^T over n_tokens of the text, x the rotated and padded input. */
-typedef struct moments {
-    uint32_t n, n_tokens;
-    const float *h;
-} moments;
+#include "quantize/moments.h"
 
 typedef struct feedback {
     code_feedback code;

@@ -15,36 +15,17 @@
  */
 #include "base/base.h"
 #include "code/code.h"
-#include "format/container.h"
-#include "kernels/kernels.h"
-#include "quantize/calibrate.h"
-#include "quantize/measure.h"
+#include "quantize/feedback.h"
+#include "quantize/head.h"
 #include "quantize/plan.h"
+#include "quantize/quantizer.h"
 
-#include <math.h>
-#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum {
-    ROWS_PER_THREAD = 64,
-    MAX_THREADS = 4096,
-    REFIT_ROWS = 32,
-    PLAN_TOKENS = 4096,
-    LEAST_TOKENS = 2048
-};
-
-/* What an effort means; docs/QUALITY.md has what each gives. */
-typedef struct effort {
-    uint32_t n_tokens;      /* of the calibration text, if one pass takes no more than */
-    double work;            /* ... so many multiplications; else less, down to LEAST_TOKENS */
-    unsigned width, lag;    /* of the beam */
-    double stretch;         /* of the row scales that it starts from: found by trial */
-    bool refits;            /* the row scales */
-    measure_budget measure; /* of sensitivities */
-} effort;
+enum { ROWS_PER_THREAD = 64, MAX_THREADS = 4096, PLAN_TOKENS = 4096, LEAST_TOKENS = 2048 };
 
 static const effort efforts[] = {
     [HEPTA_EFFORT_GOOD] = {16384, 2e14, 128, 3, 1.06, true, {2048, 3e13}},
@@ -61,25 +42,6 @@ static const bool calibrates = true;
 
 /* The seed of the rotation's signs: one for all files, so that results can be compared. */
 static const uint64_t rotation_seed = 0x48657074613335u;
-
-typedef struct quantizer {
-    const container *in;
-    uint32_t n_layer;
-    calibration_options calibration;
-    hepta_writer *out;
-    const kernels *kernels;
-    const hepta_quantize_options *options;
-    int threads;
-    uint64_t n_weights, n_done;
-    const uint32_t *half_bits; /* of tensor i of the input */
-    size_t *order;             /* numbers of the input's tensors in the order of the pass */
-    uint32_t *place;           /* calibration_place() of tensor i */
-    size_t n_written;          /* of `order` */
-    const moments *moments;    /* of the input at hand; NULL: none */
-    feedback *feedback;
-    rotation *rotations[8]; /* by width; models have three or four widths */
-    hepta_error *err;
-} quantizer;
 
 /* Tells the kernel that these pages of the input are no longer needed: memory stays bounded. */
 static void release_pages(const uint8_t *data, uint64_t n) {
@@ -118,214 +80,18 @@ static hepta_status rotation_for(quantizer *q, uint32_t n, rotation **out) {
     return HEPTA_OK;
 }
 
-/* ---- Rows -------------------------------------------------------------- */
+/* ---- Tensors ----------------------------------------------------------- */
 
 /* Bytes of one row of the source tensor. */
 static uint64_t source_row_bytes(const tensor *t) {
     return t->ne[1] == 0 ? 0 : t->n_bytes / (t->ne[1] * t->ne[2] * t->ne[3]);
 }
 
-/* Number of the first element that is NaN or infinite; n if there is none. */
-static uint32_t find_not_finite(const float *x, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) {
-        if (!isfinite(x[i])) {
-            return i;
-        }
-    }
-    return n;
+static void put_scale(uint8_t *scales, uint64_t row, float scale) {
+    const uint16_t s = bfloat_from_float(scale); /* exact: it came from one */
+    scales[2 * row] = (uint8_t)s;
+    scales[2 * row + 1] = (uint8_t)(s >> 8);
 }
-
-/* The bfloat16 scale for a root-mean-square of `rms` at `unit` code units per sigma. */
-static float row_scale(double rms, double unit) {
-    float scale = bfloat_to_float(bfloat_from_float((float)(rms / unit)));
-    return isfinite(scale) ? scale : 0;
-}
-
-static double row_rms(const float *x, uint32_t n, uint32_t n_real) {
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        sum += (double)x[i] * (double)x[i];
-    }
-    return sqrt(sum / n_real);
-}
-
-/*
- * The scale that makes scale * (v - 64) nearest to x in the least-squares sense, given the
- * codes v; `scale` itself when the codes are all centre.
- */
-static float refit_scale(const float *x, const uint8_t *v, uint32_t n, float scale) {
-    double xv = 0, vv = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        double c = v[i] - CODE_CENTRE;
-        xv += (double)x[i] * c;
-        vv += c * c;
-    }
-    if (!(xv > 0) || !(vv > 0)) {
-        return scale;
-    }
-    return row_scale(xv / vv, 1);
-}
-
-/*
- * The same for n <= REFIT_ROWS rows where an error counts as e^T H e. v: codes less centre, hv:
- * room for H v, both (n, n_cols).
- */
-static void refit_scales(const float *x, const float *v, float *hv, uint32_t n, const moments *m,
-                         const kernels *k, float *scale) {
-    k->matmul_f32(m->h, m->n, m->n, v, m->n, n, hv, m->n);
-    for (uint32_t r = 0; r < n; r++) {
-        const size_t row = (size_t)r * m->n;
-        double xhv = 0, vhv = 0;
-        for (uint32_t i = 0; i < m->n; i++) {
-            xhv += (double)x[row + i] * (double)hv[row + i];
-            vhv += (double)v[row + i] * (double)hv[row + i];
-        }
-        if (xhv > 0 && vhv > 0) {
-            scale[r] = row_scale(xhv / vhv, 1);
-        }
-    }
-}
-
-/* A chunk of rows on its way from the source to the file. */
-typedef struct chunk {
-    float *x;        /* (rows, n_padded): rotated weights */
-    float *scale;    /* (rows) */
-    uint8_t *code;   /* (rows, row_bytes): row by row, as the encoder writes them */
-    uint8_t *packed; /* (rows, row_bytes): strips of tiles, as they lie in the file */
-    uint8_t *v;      /* (threads, n_padded) */
-    float *scratch;  /* (threads, n_padded) */
-} chunk;
-
-static void chunk_free(chunk *c) {
-    memory_free(c->x);
-    memory_free(c->scale);
-    memory_free(c->code);
-    memory_free(c->packed);
-    memory_free(c->v);
-    memory_free(c->scratch);
-}
-
-static void encode_int8_row(const float *x, uint32_t n, uint8_t *out, float *scale) {
-    float amax = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        float a = fabsf(x[i]);
-        amax = a > amax ? a : amax;
-    }
-    float s = bfloat_to_float(bfloat_from_float(amax / 127.0f));
-    *scale = s;
-    for (uint32_t i = 0; i < n; i++) {
-        float q = s > 0 ? rintf(x[i] / s) : 0; /* a scale rounded down may give 128 */
-        q = q > 127 ? 127 : q < -127 ? -127 : q;
-        out[i] = (uint8_t)(int8_t)q;
-    }
-}
-
-/* Reads rows [first, first + n) of t, rotated, into c->x; fails where one is not finite. */
-static hepta_status load_rows(quantizer *q, const tensor *t, const rotation *r, uint64_t first,
-                              uint32_t n, chunk *c) {
-    uint64_t bad = UINT64_MAX;   /* row * n + column of the first bad weight */
-    uint64_t large = UINT64_MAX; /* the first row whose sums overflow */
-#pragma omp parallel for num_threads(q->threads) schedule(static) reduction(min : bad, large)
-    for (uint32_t i = 0; i < n; i++) {
-        float *x = c->x + (size_t)i * r->n_padded;
-        kernels_tensor_row(q->kernels, t, first + i, x);
-        uint32_t column = find_not_finite(x, r->n);
-        if (column < r->n) {
-            uint64_t at = (first + i) * r->n + column;
-            bad = at < bad ? at : bad;
-            continue;
-        }
-        q->kernels->rotate(r, x, c->scratch + (size_t)omp_get_thread_num() * r->n_padded);
-        if (find_not_finite(x, r->n_padded) < r->n_padded) {
-            large = first + i < large ? first + i : large;
-        }
-    }
-    if (bad != UINT64_MAX) {
-        return error_set(q->err, HEPTA_ERROR_FORMAT,
-                         "%s: tensor %s has NaN or infinity at row %llu, column %llu; such weights "
-                         "cannot be quantized",
-                         t->file, t->name, (unsigned long long)(bad / r->n),
-                         (unsigned long long)(bad % r->n));
-    }
-    if (large != UINT64_MAX) {
-        return error_set(q->err, HEPTA_ERROR_FORMAT,
-                         "%s: tensor %s has weights near the limit of binary32 in row %llu; such "
-                         "weights cannot be quantized",
-                         t->file, t->name, (unsigned long long)large);
-    }
-    return HEPTA_OK;
-}
-
-static hepta_status refit_chunk(quantizer *q, const struct code_table *table, uint32_t n, chunk *c,
-                                size_t row_bytes) {
-    const uint32_t n_cols = q->moments->n;
-    const size_t per_thread = (size_t)REFIT_ROWS * n_cols;
-    float *room = memory_alloc((size_t)q->threads * 2 * per_thread, sizeof *room);
-    if (room == NULL) {
-        return error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory fitting scales");
-    }
-#pragma omp parallel for num_threads(q->threads) schedule(static)
-    for (uint32_t first = 0; first < n; first += REFIT_ROWS) {
-        const uint32_t rows = n - first < REFIT_ROWS ? n - first : REFIT_ROWS;
-        const size_t thread = (size_t)omp_get_thread_num();
-        float *v = room + thread * 2 * per_thread;
-        uint8_t *codes = c->v + thread * n_cols;
-        for (uint32_t r = 0; r < rows; r++) {
-            code_decode_row(table, c->code + (first + r) * row_bytes, (size_t)table->half_bits,
-                            n_cols, codes);
-            for (uint32_t i = 0; i < n_cols; i++) {
-                v[(size_t)r * n_cols + i] = (float)(codes[i] - CODE_CENTRE);
-            }
-        }
-        refit_scales(c->x + (size_t)first * n_cols, v, v + per_thread, rows, q->moments, q->kernels,
-                     c->scale + first);
-    }
-    memory_free(room);
-    return HEPTA_OK;
-}
-
-static hepta_status encode_rows(quantizer *q, uint32_t half_bits, const rotation *r, uint32_t n,
-                                chunk *c, size_t row_bytes) {
-    if (half_bits == HALF_BITS_INT8) {
-#pragma omp parallel for num_threads(q->threads) schedule(static)
-        for (uint32_t i = 0; i < n; i++) {
-            encode_int8_row(c->x + (size_t)i * r->n_padded, r->n_padded, c->code + i * row_bytes,
-                            &c->scale[i]);
-        }
-        return HEPTA_OK;
-    }
-    const struct code_table *table = code_table_get((int)half_bits);
-    const effort *f = &efforts[q->options->effort];
-    const bool fits = (q->options->without & HEPTA_WITHOUT_SCALES) == 0;
-    const double stretch = q->feedback != NULL && fits ? f->stretch : 1;
-#pragma omp parallel for num_threads(q->threads) schedule(static)
-    for (uint32_t i = 0; i < n; i++) {
-        double rms = stretch * row_rms(c->x + (size_t)i * r->n_padded, r->n_padded, r->n);
-        c->scale[i] = row_scale(rms, (double)table->unit);
-    }
-    hepta_status status =
-        q->feedback != NULL
-            ? code_encode_feedback(table, &q->feedback->code, f->width, c->x, c->scale, n, c->code,
-                                   row_bytes, half_bits, q->threads, q->err)
-            : code_encode_rows(table, c->x, c->scale, n, r->n_padded, c->code, row_bytes, half_bits,
-                               q->threads, q->err);
-    if (status != HEPTA_OK) {
-        return status;
-    }
-    if (q->feedback != NULL || !fits) {
-        return q->feedback != NULL && f->refits && fits ? refit_chunk(q, table, n, c, row_bytes)
-                                                        : HEPTA_OK;
-    }
-#pragma omp parallel for num_threads(q->threads) schedule(static)
-    for (uint32_t i = 0; i < n; i++) {
-        uint8_t *v = c->v + (size_t)omp_get_thread_num() * r->n_padded;
-        code_decode_row(table, c->code + i * row_bytes, half_bits, r->n_padded, v);
-        c->scale[i] = refit_scale(c->x + (size_t)i * r->n_padded, v, r->n, c->scale[i]);
-    }
-    return HEPTA_OK;
-}
-
-/* ---- Tensors ----------------------------------------------------------- */
 
 static hepta_status write_packed(quantizer *q, const tensor *t, uint32_t half_bits) {
     rotation *r = NULL;
@@ -333,60 +99,121 @@ static hepta_status write_packed(quantizer *q, const tensor *t, uint32_t half_bi
     if (status != HEPTA_OK) {
         return status;
     }
-    uint64_t n_rows = t->ne[1], n_padded_rows = round_up(n_rows, PACKED_STRIP);
-    size_t n_threads = (size_t)q->threads;
-    uint32_t chunk_rows = (uint32_t)(n_threads * ROWS_PER_THREAD);
-    size_t row_bytes = (size_t)r->n_padded / CODE_BLOCK * half_bits;
-    chunk c = {
-        .x = memory_alloc((size_t)chunk_rows * r->n_padded, sizeof(float)),
-        .scale = memory_alloc(chunk_rows, sizeof(float)),
-        .code = memory_alloc(chunk_rows, row_bytes),
-        .packed = memory_alloc(chunk_rows, row_bytes),
-        .v = memory_alloc(n_threads, r->n_padded),
-        .scratch = memory_alloc(n_threads * r->n_padded, sizeof(float)),
-    };
+    const uint64_t n_rows = t->ne[1], n_padded_rows = round_up(n_rows, PACKED_STRIP);
+    const uint32_t chunk_rows = (uint32_t)q->threads * ROWS_PER_THREAD;
+    const size_t row_bytes = (size_t)r->n_padded / CODE_BLOCK * half_bits;
+    chunk c;
+    status = chunk_create(q, t->name, chunk_rows, r->n_padded, row_bytes, &c);
+    uint8_t *packed = memory_alloc(chunk_rows, row_bytes);
     uint8_t *scales = memory_alloc((size_t)n_padded_rows, 2);
-    if (c.x == NULL || c.scale == NULL || c.code == NULL || c.packed == NULL || c.v == NULL ||
-        c.scratch == NULL || scales == NULL) {
+    if (status == HEPTA_OK && (packed == NULL || scales == NULL)) {
         status = error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory quantizing %s", t->name);
-        goto done;
     }
-    for (uint64_t first = 0; first < n_rows; first += chunk_rows) {
+    for (uint64_t first = 0; first < n_rows && status == HEPTA_OK; first += chunk_rows) {
         uint32_t n = n_rows - first < chunk_rows ? (uint32_t)(n_rows - first) : chunk_rows;
-        status = load_rows(q, t, r, first, n, &c);
+        status = load_rows(q, t, r, NULL, first, n, &c);
         if (status == HEPTA_OK) {
             status = encode_rows(q, half_bits, r, n, &c, row_bytes);
         }
         if (status != HEPTA_OK) {
-            goto done;
-        }
-        for (uint32_t i = 0; i < n; i++) {
-            uint16_t s = bfloat_from_float(c.scale[i]); /* exact: it came from one */
-            scales[2 * (first + i)] = (uint8_t)s;
-            scales[2 * (first + i) + 1] = (uint8_t)(s >> 8);
+            break;
         }
         uint32_t n_strip_rows = (uint32_t)round_up(n, PACKED_STRIP);
         memset(c.code + n * row_bytes, 0, (n_strip_rows - n) * row_bytes);
         for (uint32_t i = 0; i < n_strip_rows; i++) {
-            packed_put_row(half_bits, r->n_padded / CODE_BLOCK, i, c.code + i * row_bytes,
-                           c.packed);
+            packed_put_row(half_bits, r->n_padded / CODE_BLOCK, i, c.code + i * row_bytes, packed);
         }
-        status = hepta_writer_write(q->out, c.packed, n_strip_rows * row_bytes, q->err);
-        if (status != HEPTA_OK) {
-            goto done;
+        for (uint32_t i = 0; i < n; i++) {
+            put_scale(scales, first + i, c.scale[i]);
         }
+        status = hepta_writer_write(q->out, packed, n_strip_rows * row_bytes, q->err);
         release_pages(t->data + first * source_row_bytes(t), n * source_row_bytes(t));
         q->n_done += (uint64_t)n * t->ne[0];
-        status = progress(q, t->name);
-        if (status != HEPTA_OK) {
-            goto done;
-        }
+        status = status == HEPTA_OK ? progress(q, t->name) : status;
     }
     release_pages(t->data, t->n_bytes); /* GPTQ and AWQ rows lie across all of it */
-    status = hepta_writer_write(q->out, scales, (size_t)n_padded_rows * 2, q->err);
-done:
+    if (status == HEPTA_OK) {
+        status = hepta_writer_write(q->out, scales, (size_t)n_padded_rows * 2, q->err);
+    }
     chunk_free(&c);
+    memory_free(packed);
     memory_free(scales);
+    return status;
+}
+
+/* Rows of a group of the head, whose feedback q has, to their places. */
+static hepta_status encode_group(quantizer *q, const tensor *t, uint32_t half_bits,
+                                 const rotation *r, const uint32_t *rows, uint32_t n_rows, chunk *c,
+                                 uint8_t *packed, uint8_t *scales) {
+    const uint32_t chunk_rows = (uint32_t)q->threads * ROWS_PER_THREAD;
+    const size_t n_blocks = r->n_padded / CODE_BLOCK, row_bytes = n_blocks * half_bits;
+    hepta_status status = HEPTA_OK;
+    for (uint32_t first = 0; first < n_rows && status == HEPTA_OK; first += chunk_rows) {
+        const uint32_t n = n_rows - first < chunk_rows ? n_rows - first : chunk_rows;
+        status = load_rows(q, t, r, rows + first, 0, n, c);
+        if (status == HEPTA_OK) {
+            status = encode_rows(q, half_bits, r, n, c, row_bytes);
+        }
+        for (uint32_t i = 0; i < n && status == HEPTA_OK; i++) {
+            packed_put_row(half_bits, n_blocks, rows[first + i], c->code + i * row_bytes, packed);
+            put_scale(scales, rows[first + i], c->scale[i]);
+        }
+        q->n_done += (uint64_t)n * t->ne[0];
+        status = status == HEPTA_OK ? progress(q, t->name) : status;
+    }
+    return status;
+}
+
+/* The output head: groups of its rows with moments of their own. The whole tensor is in memory. */
+static hepta_status write_head(quantizer *q, const tensor *t, uint32_t half_bits,
+                               const moments *m) {
+    const rotation *r = m->rotation;
+    const size_t n_padded_rows = (size_t)round_up(t->ne[1], PACKED_STRIP);
+    const size_t row_bytes = (size_t)r->n_padded / CODE_BLOCK * half_bits;
+    head_groups *g = NULL;
+    chunk c = {.x = NULL};
+    uint8_t *packed = memory_alloc(n_padded_rows, row_bytes);
+    uint8_t *scales = memory_alloc(n_padded_rows, 2);
+    float *h = memory_alloc((size_t)m->n * m->n, sizeof *h);
+    hepta_status status;
+    if (packed == NULL || scales == NULL || h == NULL) {
+        status = error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory quantizing %s", t->name);
+        goto done;
+    }
+    status = head_groups_create(t, m, q->kernels, q->threads, &g, q->err);
+    if (status == HEPTA_OK) {
+        status = chunk_create(q, t->name, (uint32_t)q->threads * ROWS_PER_THREAD, r->n_padded,
+                              row_bytes, &c);
+    }
+    for (uint32_t i = 0; status == HEPTA_OK && i < g->n; i++) {
+        moments own;
+        status = head_moments(g, i, m, q->kernels, q->threads, h, &own, q->err);
+        if (status == HEPTA_OK) {
+            status =
+                feedback_create(&own, q->effort->lag, q->kernels, q->threads, &q->feedback, q->err);
+        }
+        if (status == HEPTA_OK) {
+            q->moments = &own;
+            status = encode_group(q, t, half_bits, r, g->rows + g->first[i],
+                                  g->first[i + 1] - g->first[i], &c, packed, scales);
+        }
+        q->moments = NULL;
+        feedback_free(q->feedback);
+        q->feedback = NULL;
+    }
+    if (status == HEPTA_OK) {
+        status = hepta_writer_write(q->out, packed, n_padded_rows * row_bytes, q->err);
+    }
+    if (status == HEPTA_OK) {
+        status = hepta_writer_write(q->out, scales, n_padded_rows * 2, q->err);
+    }
+    release_pages(t->data, t->n_bytes);
+done:
+    head_groups_free(g);
+    chunk_free(&c);
+    memory_free(packed);
+    memory_free(scales);
+    memory_free(h);
     return status;
 }
 
@@ -547,9 +374,16 @@ static hepta_status write_place(quantizer *q, uint32_t place) {
 
 static hepta_status on_moments(void *context, uint32_t layer, llama_input input, const moments *m) {
     quantizer *q = context;
-    const effort *f = &efforts[q->options->effort];
+    const effort *f = q->effort;
     const uint32_t place = layer * LLAMA_INPUTS + (uint32_t)input;
-    hepta_status status = feedback_create(m, f->lag, q->kernels, q->threads, &q->feedback, q->err);
+    const size_t next = q->order[q->n_written];
+    hepta_status status;
+    if (input == LLAMA_HEAD_IN && q->half_bits[next] != HALF_BITS_INT8) {
+        status = write_head(q, &q->in->tensors[next], q->half_bits[next], m);
+        q->n_written += status == HEPTA_OK;
+        return status;
+    }
+    status = feedback_create(m, f->lag, q->kernels, q->threads, &q->feedback, q->err);
     if (status == HEPTA_OK) {
         q->moments = m;
         status = write_place(q, place);
@@ -562,7 +396,7 @@ static hepta_status on_moments(void *context, uint32_t layer, llama_input input,
 
 /* Of the calibration text. */
 static uint32_t tokens_of(const quantizer *q) {
-    const effort *f = &efforts[q->options->effort];
+    const effort *f = q->effort;
     const double n = f->work / (double)q->n_weights;
     return n >= f->n_tokens ? f->n_tokens : n > LEAST_TOKENS ? (uint32_t)n : LEAST_TOKENS;
 }
@@ -633,9 +467,9 @@ static hepta_status measure(quantizer *q, double *sensitivity) {
     }
     hepta_status status = calibrated_pass(q, plan_tokens, wants_saving, note_saving, &s);
     if (status == HEPTA_OK) {
-        status = measure_sensitivity(&q->calibration, q->in, &efforts[q->options->effort].measure,
-                                     s.saved, sensitivity, q->options->progress,
-                                     q->options->progress_context, q->err);
+        status =
+            measure_sensitivity(&q->calibration, q->in, &q->effort->measure, s.saved, sensitivity,
+                                q->options->progress, q->options->progress_context, q->err);
     }
     memory_free(s.saved);
     return status;
@@ -652,7 +486,7 @@ static hepta_status find_rates(quantizer *q, uint32_t *half_bits) {
     } else {
         bool pays = false;
         if (calibrates && (o->without & HEPTA_WITHOUT_PLAN) == 0 && o->bits > 2 && o->bits < 8) {
-            status = measure_pays(in, &efforts[o->effort].measure, &pays, q->err);
+            status = measure_pays(in, &q->effort->measure, &pays, q->err);
         }
         if (pays) {
             sensitivity = memory_alloc(in->n_tensors, sizeof *sensitivity);
@@ -677,50 +511,9 @@ static hepta_status find_rates(quantizer *q, uint32_t *half_bits) {
 
 /* ---- Going on ---------------------------------------------------------- */
 
-static void hash_number(sha256 *hash, uint64_t x) {
-    uint8_t bytes[8];
-    for (int i = 0; i < 8; i++) {
-        bytes[i] = (uint8_t)(x >> (8 * i));
-    }
-    sha256_update(hash, bytes, sizeof bytes);
-}
-
-/* PIECES of the weights of each tensor, spread evenly: other weights differ nearly everywhere. */
-static void hash_weights(sha256 *hash, const container *in) {
-    enum { PIECES = 64, PIECE = 64 };
-    for (size_t i = 0; i < in->n_tensors; i++) {
-        const tensor *t = &in->tensors[i];
-        hash_number(hash, t->type);
-        hash_number(hash, t->n_bytes);
-        for (uint64_t k = 0; k < PIECES && t->data != NULL; k++) {
-            const uint64_t at = (t->n_bytes > PIECE ? t->n_bytes - PIECE : 0) / (PIECES - 1) * k;
-            sha256_update(hash, t->data + at, t->n_bytes < PIECE ? (size_t)t->n_bytes : PIECE);
-        }
-    }
-}
-
-/* A digest of what decides the tensors of the output, beside its header. */
-static hepta_status find_identity(const quantizer *q, uint8_t digest[32]) {
-    sha256 hash;
-    sha256_start(&hash);
-    hash_number(&hash, (uint64_t)q->options->effort << 32 | q->options->without);
-    hash_weights(&hash, q->in);
-    if (q->options->calibration_path != NULL) {
-        file_map map;
-        hepta_status status = file_map_open(q->options->calibration_path, &map, q->err);
-        if (status != HEPTA_OK) {
-            return status;
-        }
-        sha256_update(&hash, map.data, map.size);
-        file_map_close(&map);
-    }
-    sha256_finish(&hash, digest);
-    return HEPTA_OK;
-}
-
 static hepta_status open_output(quantizer *q, const char *path, const tensor *described) {
     uint8_t identity[32];
-    hepta_status status = find_identity(q, identity);
+    hepta_status status = resume_identity(q->in, q->options, identity, q->err);
     if (status == HEPTA_OK) {
         status = hepta_writer_resume(path, identity, q->in->kvs, q->in->n_kvs, described,
                                      q->in->n_tensors, &q->out, &q->n_written, q->err);
@@ -783,6 +576,7 @@ hepta_status hepta_quantize(const char *in_path, const char *out_path,
         goto done;
     }
     q.in = in;
+    q.effort = &efforts[options->effort];
     q.half_bits = half_bits;
     q.calibration = (calibration_options){.model = in_path,
                                           .tokenizer = options->tokenizer_path,
