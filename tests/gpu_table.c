@@ -3,7 +3,11 @@
  * CPU's bits, and how fast it is there.
  *
  * Usage: gpu_table DEVICE MODEL [--identity N] [--quick] [--memory GIB] [--stream] [--layers N]
+ *        gpu_table DEVICE steps [--quick]
  *
+ * `steps`: the device's ceilings, and the single steps of a layer of 8 B weights, alone, against
+ * them
+ * (--quick: of a small one). Otherwise
  * MODEL is a file, or the name of a shape: then the weights are random codes, made in memory, and
  * every layer has the same ones (the GPU still holds each). Lines are "name<TAB>value<TAB>unit".
  */
@@ -255,6 +259,105 @@ static double prompt(const hepta_model *m, uint32_t n, uint32_t n_batch, hepta_c
     return best;
 }
 
+/* ---- Single steps ------------------------------------------------------ */
+
+typedef struct ceilings {
+    double read, copied, tiles;
+} ceilings;
+
+static const gpu_backend *open_backend(const char *device, int *number) {
+    const gpu_backend *backend;
+    char name[64];
+    const char *colon = strchr(device, ':');
+    *number = colon != NULL ? atoi(colon + 1) : 0;
+    snprintf(name, sizeof name, "%.*s", colon != NULL ? (int)(colon - device) : 63, device);
+    check(gpu_backend_load(name, &backend, &err), "device");
+    return backend;
+}
+
+static ceilings find_ceilings(const gpu_backend *backend, int number) {
+    ceilings c = {0, 0, 0};
+    check(backend->bandwidth(number, &c.read, &c.copied, &err), "bandwidth");
+    check(backend->checks->tile_rate(number, &c.tiles, &err), "tile rate");
+    line("read ceiling", c.read * 1e-9, "GB/s");
+    line("copy ceiling", c.copied * 1e-9, "GB/s");
+    line("int8 tiles (mma.sync) from registers", c.tiles * 1e-12, "int8 TOPS");
+    return c;
+}
+
+static double time_step(const gpu_backend *backend, const gpu_timing *t) {
+    const struct code_table *tables[GPU_N_RATES];
+    double took = 0;
+    for (int i = 0; i < GPU_N_RATES; i++) {
+        tables[i] = code_table_get(CODE_MIN_RATE + i);
+    }
+    check(backend->checks->time(t, tables, &took, &err), "step");
+    return took;
+}
+
+/* The device's first GPU alone: timings are of device 0. */
+static void steps(const char *device, bool quick) {
+    int number;
+    const gpu_backend *backend = open_backend(device, &number);
+    const ceilings c = find_ceilings(backend, number);
+    const uint32_t n_embd = quick ? 256 : 4096, n_ff = quick ? 896 : 14336,
+                   n_pos = quick ? 100 : 1024;
+    const struct {
+        const char *name;
+        uint32_t n_rows, n_cols;
+    } products[] = {{"q, k, v", n_embd * 3 / 2, n_embd},
+                    {"o", n_embd, n_embd},
+                    {"gate, up", 2 * n_ff, n_embd},
+                    {"down", n_embd, n_ff},
+                    {"head", quick ? 512 : 128256, n_embd}};
+    static const uint32_t tokens[] = {1, 2, 8, 16, 32, 64, 128, 512, 2048};
+    char name[96];
+    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0] && !(quick && tokens[i] > 128); i++) {
+        for (int p = 0; p < (tokens[i] > 64 ? 4 : 5); p++) {
+            const gpu_timing t = {.what = GPU_TIMED_PRODUCT,
+                                  .half_bits = 7,
+                                  .n_rows = products[p].n_rows,
+                                  .n_cols = products[p].n_cols,
+                                  .n_tokens = tokens[i]};
+            const double took = time_step(backend, &t), weights = (double)t.n_rows * t.n_cols;
+            snprintf(name, sizeof name, "%s, %u tokens", products[p].name, t.n_tokens);
+            line(name, took * 1e6, "us");
+            if (tokens[i] <= 32) {
+                line("    of the read ceiling", 100 * weights * 7 / 16 / took / c.read, "%");
+            }
+            if (tokens[i] >= 32) {
+                line("    of the tiles' rate", 200 * weights * tokens[i] / took / c.tiles, "%");
+            }
+        }
+    }
+    rotation *of_embd, *of_ff;
+    check(rotation_create(n_embd, 7, &of_embd, &err), "rotation");
+    check(rotation_create(n_ff, 7, &of_ff, &err), "rotation");
+    for (uint32_t n = 1; n <= (quick ? 16 : 2048); n = n == 16 ? 2048 : n * 16) {
+        static const char *const modes[] = {"rotation", "norm, rotation", "SwiGLU, rotation"};
+        for (int mode = 0; mode < 3; mode++) {
+            const gpu_timing t = {.what = GPU_TIMED_PREPARE,
+                                  .mode = (gpu_prepare_mode)mode,
+                                  .r = mode == GPU_PREPARE_SWIGLU ? of_ff : of_embd,
+                                  .n_tokens = n};
+            snprintf(name, sizeof name, "%s of %u items, %u tokens", modes[mode], t.r->n, n);
+            line(name, time_step(backend, &t) * 1e6, "us");
+        }
+        const gpu_timing t = {.what = GPU_TIMED_ATTENTION,
+                              .n_head = 32,
+                              .n_head_kv = 8,
+                              .head_dim = quick ? 16 : 128,
+                              .n_pos = n > n_pos ? n : n_pos,
+                              .n_tokens = n};
+        snprintf(name, sizeof name, "attention over %u positions, %u tokens", t.n_pos, n);
+        line(name, time_step(backend, &t) * 1e6, "us");
+    }
+    rotation_free(of_embd);
+    rotation_free(of_ff);
+}
+
+/* ---- Models ------------------------------------------------------------ */
+
 /* The same model without its GPU. */
 static hepta_model on_cpu(const hepta_model *m) {
     hepta_model cpu = *m;
@@ -264,10 +367,7 @@ static hepta_model on_cpu(const hepta_model *m) {
 
 static void measure(const hepta_model *m, uint32_t identity, bool quick) {
     const double bytes = weight_bytes(m);
-    double read = 0, copied = 0;
-    check(m->gpu->bandwidth(m->gpu_number, &read, &copied, &err), "bandwidth");
-    line("read ceiling", read * 1e-9, "GB/s");
-    line("copy ceiling", copied * 1e-9, "GB/s");
+    const ceilings c = find_ceilings(m->gpu, m->gpu_number);
     line("weights read by a token", bytes * 1e-9, "GB");
     line("GPU memory of weights", (double)m->gpu->model_bytes(m->gpu_model) * 1e-9, "GB");
     const hepta_model cpu = on_cpu(m);
@@ -288,7 +388,7 @@ static void measure(const hepta_model *m, uint32_t identity, bool quick) {
     const uint32_t steps = quick ? 16 : 64;
     const double one = generation(m, 1, steps, HEPTA_CACHE_F16);
     line("generation, 1 sequence", one, "tokens/s");
-    line("share of the read ceiling", 100 * one * bytes / read, "%");
+    line("share of the read ceiling", 100 * one * bytes / c.read, "%");
     if (quick) {
         return;
     }
@@ -306,6 +406,7 @@ static void measure(const hepta_model *m, uint32_t identity, bool quick) {
         line(name, n / took, "tokens/s");
         snprintf(name, sizeof name, "its products, %s cache", names[i]);
         line(name, 2e-12 * layer_products(m) * n / took, "int8 TOPS");
+        line("    of the tiles' rate", 200 * layer_products(m) * n / took / c.tiles, "%");
     }
 }
 
@@ -336,6 +437,10 @@ int main(int argc, char **argv) {
                 " [--layers N]\n",
                 argv[0]);
         return 2;
+    }
+    if (strcmp(argv[2], "steps") == 0) {
+        steps(argv[1], quick);
+        return 0;
     }
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         if (strcmp(argv[2], shapes[i].name) == 0) {

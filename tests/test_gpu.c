@@ -380,6 +380,33 @@ TEST(gpu_attention) {
     }
 }
 
+/* The table of scripts/test-gpu: every step it times runs. */
+TEST(gpu_timings) {
+    hepta_error err;
+    double rate = 0.0;
+    rotation *r = new_rotation(96, 3);
+    const gpu_timing timings[] = {
+        {.what = GPU_TIMED_PRODUCT, .half_bits = 7, .n_rows = 40, .n_cols = 80, .n_tokens = 1},
+        {.what = GPU_TIMED_PRODUCT, .half_bits = 7, .n_rows = 40, .n_cols = 80, .n_tokens = 70},
+        {.what = GPU_TIMED_PREPARE, .mode = GPU_PREPARE_NORM, .r = r, .n_tokens = 2},
+        {.what = GPU_TIMED_PREPARE, .mode = GPU_PREPARE_SWIGLU, .r = r, .n_tokens = 1},
+        {.what = GPU_TIMED_ATTENTION,
+         .n_head = 4,
+         .n_head_kv = 2,
+         .head_dim = 16,
+         .n_pos = 70,
+         .n_tokens = 2},
+    };
+    for (size_t i = 0; i < sizeof timings / sizeof timings[0]; i++) {
+        double seconds = -1.0;
+        CHECK_OK(backend()->checks->time(&timings[i], code_tables(), &seconds, &err));
+        CHECK(seconds > 0.0 && seconds < 10.0);
+    }
+    CHECK_OK(backend()->checks->tile_rate(0, &rate, &err));
+    CHECK(rate > 0.0);
+    rotation_free(r);
+}
+
 /* ---- Whole models ------------------------------------------------------ */
 
 #define BUNDLED "models/hepta-stories-7m.hepta"

@@ -2,7 +2,7 @@
  * backend.cc - a backend of gpu.h: the same source for NVIDIA GPUs (nvcc), AMD's (hipcc), and, for
  * tests, an emulated one (any C++17 compiler). See platform.h.
  */
-#include "gpu/checks.h"
+#include "gpu/timing.h"
 
 /* ---- What the memory of the device gives ------------------------------- */
 
@@ -91,8 +91,8 @@ static hepta_status bandwidth(int number, double *read, double *copied, hepta_er
 
 /* ---- The table --------------------------------------------------------- */
 
-static const gpu_checks checks = {check_matmul, check_embed, check_angles, check_prepare,
-                                  check_attention};
+static const gpu_checks checks = {check_matmul,    check_embed, check_angles, check_prepare,
+                                  check_attention, check_time,  tile_rate};
 
 static const gpu_backend backend = {
     GPU_INTERFACE,  GPU_BACKEND_NAME, dev_open,      model_load, model_free, model_bytes,

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 enum {
-    GPU_INTERFACE = 1,      /* of this header: a backend with another number is not used */
+    GPU_INTERFACE = 2,      /* of this header: a backend with another number is not used */
     GPU_MAX_HEAD_DIM = 256, /* items of a head */
     GPU_N_RATES = CODE_MAX_RATE - CODE_MIN_RATE + 1
 };
@@ -101,6 +101,16 @@ typedef struct gpu_attention_case {
     bool split;                 /* each block of positions in a block of threads of its own */
     float *out;                 /* (n_tokens, n_head, head_dim) */
 } gpu_attention_case;
+/* A step whose time is taken, in a chain of the same: over memory that caches do not hold. */
+typedef enum gpu_timed { GPU_TIMED_PRODUCT, GPU_TIMED_PREPARE, GPU_TIMED_ATTENTION } gpu_timed;
+typedef struct gpu_timing {
+    gpu_timed what;
+    uint32_t n_tokens;
+    uint32_t half_bits, n_rows, n_cols;          /* PRODUCT */
+    gpu_prepare_mode mode;                       /* PREPARE */
+    const rotation *r;                           /* PREPARE */
+    uint32_t n_head, n_head_kv, head_dim, n_pos; /* ATTENTION: F16, up to position n_pos - 1 */
+} gpu_timing;
 typedef struct gpu_checks {
     hepta_status (*matmul)(const packed_matrix *w, const struct code_table *const *codes,
                            const activation *x, uint32_t n_tokens, float *y, hepta_error *err);
@@ -111,6 +121,10 @@ typedef struct gpu_checks {
                            float *sine, hepta_error *err);
     hepta_status (*prepare)(gpu_prepare_case *c, hepta_error *err);
     hepta_status (*attention)(const gpu_attention_case *c, hepta_error *err);
+    hepta_status (*time)(const gpu_timing *t, const struct code_table *const *codes,
+                         double *seconds, hepta_error *err);
+    /* Multiplications and additions of int8 a second that the tensor cores do from registers. */
+    hepta_status (*tile_rate)(int number, double *rate, hepta_error *err);
 } gpu_checks;
 
 typedef struct gpu_backend {

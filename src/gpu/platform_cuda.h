@@ -57,6 +57,7 @@ enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 1 };
 #endif
 
 #define GPU_SWEEP_BYTES ((uint64_t)4 << 30)
+#define GPU_TILE_ROUNDS 20000
 #define MATH_INLINE static __host__ __device__ __forceinline__
 #define GPU_FN static __device__ __forceinline__
 #define GPU_AND_HOST_FN MATH_INLINE

@@ -11,6 +11,7 @@
 #define GPU_NAME "emulated GPU"
 #define GPU_BACKEND_NAME "emulated"
 #define GPU_SWEEP_BYTES ((uint64_t)1 << 20)
+#define GPU_TILE_ROUNDS 2
 enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 0 };
 
 #define MATH_INLINE static inline
