@@ -331,8 +331,8 @@ TEST(quality_script) {
               python, build);
     CHECK_SAYS("600 tokens of `tinystories_v1_train_first2MiB.txt`, windows of 512 every 256; "
                "unquantized: 32.00 bits");
-    CHECK_SAYS("| **Hepta 8** | 8.");
-    CHECK_SAYS("| **Hepta 7.77e9** | not possible: ");
+    CHECK_SAYS("| **Hepta 8, `good`** | 8.");
+    CHECK_SAYS("| **Hepta 7.77e9, `best`** | not possible: ");
     CHECK_RUN(0, "ls '%s' | grep ^tmp; true", build);
     CHECK_EQ_STR(output, ""); /* nothing is left */
 }
