@@ -5,6 +5,7 @@
 #include "command.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <unistd.h>
 
 static char model[600];
@@ -201,6 +202,36 @@ TEST(bench_kernels_json) {
     }
     CHECK(i >= 2);
     json_decref(root);
+}
+
+/* Rows of a model, rotated, cost what Gaussian ones do. */
+TEST(bench_code_of_a_model) {
+    char original[600];
+    snprintf(original, sizeof original, "%s/m.gguf", test_tmp_dir());
+    CHECK_RUN(
+        0,
+        "hepta synth --shape vocab=259,width=128,layers=1,heads=4,ff=192,context=64 --type f16 "
+        "-q -o %s",
+        original);
+    CHECK_RUN(0, "hepta bench code %s --weights 16384 --json", original);
+    json_t *root = json_loads(output, 0, NULL);
+    CHECK(root != NULL);
+    CHECK_EQ_STR(json_string_value(json_object_get(root, "model")), original);
+    const json_t *rates = json_object_get(root, "rates");
+    CHECK_EQ_INT(json_array_size(rates), 5);
+    for (size_t i = 0; i < 5; i++) {
+        const json_t *rate = json_array_get(rates, i);
+        const double bits = json_real_value(json_object_get(rate, "bits")),
+                     rmse = json_real_value(json_object_get(rate, "rmse")),
+                     gauss = json_real_value(json_object_get(rate, "gaussian_rmse"));
+        CHECK(bits == 2 + 0.5 * (double)i && gauss > exp2(-bits) && gauss < 1.12 * exp2(-bits));
+        CHECK(rmse < 1.03 * gauss && rmse > 0.97 * gauss);
+    }
+    json_decref(root);
+    CHECK_RUN(1, "hepta bench code models/hepta-stories-7m.hepta");
+    CHECK_SAYS("expected the original weights of a model");
+    CHECK_RUN(0, "hepta bench code %s --weights 1", original);
+    CHECK_SAYS("Gaussian rows %");
 }
 
 TEST(bench_kernels_table_and_refusals) {

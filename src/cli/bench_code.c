@@ -4,11 +4,15 @@
  * Rows of fresh Gaussian weights are encoded and decoded by the reference decoder. The error is
  * the root mean square of weight - decoded weight over the standard deviation; no code of R bits
  * can get below 2^-R. The error is the same on every machine; the speeds are not.
+ *
+ * With a model: rows of its matrices, rotated, beside Gaussian rows of the same lengths.
  */
 #include "cli/bench.h"
 
 #include "base/base.h"
 #include "code/code.h"
+#include "quantize/plan.h"
+#include "quantize/quantizer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -46,6 +50,13 @@ typedef struct buffers {
     uint8_t *code, *v;
 } buffers;
 
+static void buffers_free(buffers *b) {
+    memory_free(b->x);
+    memory_free(b->scale);
+    memory_free(b->code);
+    memory_free(b->v);
+}
+
 static hepta_status measure(int half_bits, const buffers *b, size_t rows, int threads,
                             rate_result *out, hepta_error *err) {
     const struct code_table *t = code_table_get(half_bits);
@@ -78,6 +89,142 @@ static hepta_status measure(int half_bits, const buffers *b, size_t rows, int th
     return HEPTA_OK;
 }
 
+/* ---- A model's rows ---------------------------------------------------- */
+
+/* Adds the squared errors of rows in units of each row's own mean square, which is its scale. */
+static hepta_status add_errors(int half_bits, const buffers *b, size_t rows, size_t n, int threads,
+                               double *error, hepta_error *err) {
+    const struct code_table *t = code_table_get(half_bits);
+    const size_t bytes = code_row_bytes(half_bits, n);
+    for (size_t r = 0; r < rows; r++) {
+        double sum = 0;
+        for (size_t k = 0; k < n; k++) {
+            sum += (double)b->x[r * n + k] * (double)b->x[r * n + k];
+        }
+        b->scale[r] = (float)sqrt(sum / (double)n) / t->unit;
+    }
+    const hepta_status status = code_encode_rows(t, b->x, b->scale, rows, n, b->code, bytes,
+                                                 (size_t)half_bits, threads, err);
+    for (size_t r = 0; r < rows && status == HEPTA_OK; r++) {
+        const double sigma = (double)b->scale[r] * (double)t->unit;
+        code_decode_row(t, b->code + r * bytes, (size_t)half_bits, n, b->v);
+        for (size_t k = 0; k < n && sigma > 0; k++) {
+            const double e =
+                (double)b->x[r * n + k] / sigma - (b->v[k] - CODE_CENTRE) / (double)t->unit;
+            *error += e * e;
+        }
+    }
+    return status;
+}
+
+/* Squared errors of a model's rows and of Gaussian ones, n weights each. */
+typedef struct sums {
+    double model[CODE_MAX_RATE + 1], gauss[CODE_MAX_RATE + 1], n;
+} sums;
+
+/* About `share` of the rows of a matrix, spread evenly, at every rate; and Gaussian ones. */
+static hepta_status add_matrix(const tensor *t, double share, int threads, uint64_t seed, sums *s,
+                               hepta_error *err) {
+    const kernels *k = NULL;
+    rotation *r = NULL;
+    size_t rows = (size_t)((double)t->ne[1] * share / GROUP + 1) * GROUP;
+    rows = rows < t->ne[1] ? rows : (size_t)t->ne[1];
+    hepta_status status = kernels_select(&k, err);
+    if (status == HEPTA_OK) {
+        status = rotation_create((uint32_t)t->ne[0], quantize_rotation_seed, &r, err);
+    }
+    if (status != HEPTA_OK) {
+        return status;
+    }
+    const size_t n = r->n_padded;
+    float *scratch = memory_alloc(n, sizeof *scratch);
+    buffers b = {
+        .x = memory_alloc(rows * n, sizeof(float)),
+        .scale = memory_alloc(rows, sizeof(float)),
+        .code = memory_alloc(rows, code_row_bytes(CODE_MAX_RATE, n)),
+        .v = memory_alloc(n, 1),
+    };
+    if (scratch == NULL || b.x == NULL || b.scale == NULL || b.code == NULL || b.v == NULL) {
+        status = error_set(err, HEPTA_ERROR_MEMORY, "no memory for %zu rows of %s", rows, t->name);
+    }
+    for (size_t i = 0; i < rows && status == HEPTA_OK; i++) {
+        kernels_tensor_row(k, t, (uint64_t)i * t->ne[1] / rows, b.x + i * n);
+        k->rotate(r, b.x + i * n, scratch);
+    }
+    for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE && status == HEPTA_OK; rate++) {
+        status = add_errors(rate, &b, rows, n, threads, &s->model[rate], err);
+    }
+    if (status == HEPTA_OK) {
+        fill_gauss(b.x, rows * n, seed);
+    }
+    for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE && status == HEPTA_OK; rate++) {
+        status = add_errors(rate, &b, rows, n, threads, &s->gauss[rate], err);
+    }
+    s->n += (double)(rows * n);
+    memory_free(scratch);
+    buffers_free(&b);
+    rotation_free(r);
+    return status;
+}
+
+static hepta_status check_matrix(const container *c, const tensor *t, hepta_error *err) {
+    if (c->kind == CONTAINER_HEPTA || !tensor_type_is_readable(t->type) || t->ne[0] == 0 ||
+        t->ne[1] == 0 || t->ne[0] > TENSOR_PACKED_MAX_COLS) {
+        return error_set(err, HEPTA_ERROR_UNSUPPORTED,
+                         "%s: tensor %s of type %s: expected the original weights of a model",
+                         t->file, t->name, tensor_type_name(t->type));
+    }
+    return HEPTA_OK;
+}
+
+static int bench_model_rows(const char *path, uint32_t weights, int threads, uint64_t seed,
+                            bool json) {
+    hepta_error err;
+    container *c = NULL;
+    const container_options options = {.tokenizer_path = NULL};
+    hepta_status status = container_open(path, &options, &c, &err);
+    if (status != HEPTA_OK) {
+        return report(&err);
+    }
+    double total = 0;
+    for (size_t i = 0; i < c->n_tensors && status == HEPTA_OK; i++) {
+        const tensor *t = &c->tensors[i];
+        if (plan_is_packed(t)) {
+            total += (double)tensor_n_weights(t);
+            status = check_matrix(c, t, &err);
+        }
+    }
+    sums s = {.n = 0};
+    for (size_t i = 0; i < c->n_tensors && status == HEPTA_OK; i++) {
+        if (plan_is_packed(&c->tensors[i])) {
+            status = add_matrix(&c->tensors[i], weights / total, threads, seed + i, &s, &err);
+        }
+    }
+    container_close(c);
+    if (status != HEPTA_OK) {
+        return report(&err);
+    }
+    json_t *list = json_array();
+    if (!json) {
+        printf("bits   RMSE %%   Gaussian rows %%   ratio\n");
+    }
+    for (int rate = CODE_MIN_RATE; rate <= CODE_MAX_RATE; rate++) {
+        const double rmse = sqrt(s.model[rate] / s.n), gauss = sqrt(s.gauss[rate] / s.n);
+        if (json) {
+            json_array_append_new(list, json_pack("{s:f,s:f,s:f}", "bits", rate / 2.0, "rmse", rmse,
+                                                  "gaussian_rmse", gauss));
+        } else {
+            printf("%4.1f   %6.2f   %15.2f   %5.3f\n", rate / 2.0, 100.0 * rmse, 100.0 * gauss,
+                   rmse / gauss);
+        }
+    }
+    if (json) {
+        return print_json(json_pack("{s:s,s:o}", "model", path, "rates", list));
+    }
+    json_decref(list);
+    return EXIT_OK;
+}
+
 int cli_bench_code(int argc, char **argv) {
     bool json = false;
     uint32_t weights = 4 * GROUP * ROW;
@@ -92,20 +239,27 @@ int cli_bench_code(int argc, char **argv) {
         {NULL, 0, OPTION_FLAG, NULL, NULL, NULL},
     };
     const command_spec spec = {
-        .usage = "bench code [options]",
+        .usage = "bench code [MODEL] [options]",
         .summary =
             "Measures the code on Gaussian weights: error, and speed of encoder and decoder.",
         .details =
             "RMSE is relative to the standard deviation; the bound is 2^-bits. Speeds are per\n"
-            "core; the decoder is the scalar reference, not the kernels.",
+            "core; the decoder is the scalar reference, not the kernels. With an unquantized "
+            "MODEL:\n"
+            "the error on rows of its matrices, rotated, beside Gaussian rows of those lengths.",
         .example = "hepta bench code --threads 2 --json",
         .options = options,
+        .max_arguments = 1,
     };
-    const int exit_code = options_parse(&spec, argc, argv, NULL);
+    const char *model = NULL;
+    const int exit_code = options_parse(&spec, argc, argv, &model);
     if (exit_code >= 0) {
         return exit_code;
     }
     threads = threads < 1 ? 1 : threads;
+    if (model != NULL) {
+        return bench_model_rows(model, weights, threads, seed, json);
+    }
     const size_t groups = (weights == 0 ? 0 : (weights - 1) / (GROUP * ROW)) + 1;
     const size_t rows = groups * GROUP;
     hepta_error err = {0};
@@ -155,9 +309,6 @@ int cli_bench_code(int argc, char **argv) {
     } else {
         json_decref(list);
     }
-    memory_free(b.x);
-    memory_free(b.scale);
-    memory_free(b.code);
-    memory_free(b.v);
+    buffers_free(&b);
     return code;
 }

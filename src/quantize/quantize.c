@@ -40,8 +40,7 @@ static const bool calibrates = false;
 static const bool calibrates = true;
 #endif
 
-/* The seed of the rotation's signs: one for all files, so that results can be compared. */
-static const uint64_t rotation_seed = 0x48657074613335u;
+const uint64_t quantize_rotation_seed = 0x48657074613335u;
 
 /* Tells the kernel that these pages of the input are no longer needed: memory stays bounded. */
 static void release_pages(const uint8_t *data, uint64_t n) {
@@ -71,7 +70,7 @@ static hepta_status rotation_for(quantizer *q, uint32_t n, rotation **out) {
         q->rotations[i] = NULL;
     }
     if (q->rotations[i] == NULL) {
-        hepta_status status = rotation_create(n, rotation_seed, &q->rotations[i], q->err);
+        hepta_status status = rotation_create(n, quantize_rotation_seed, &q->rotations[i], q->err);
         if (status != HEPTA_OK) {
             return status;
         }
@@ -306,7 +305,7 @@ static hepta_status set_metadata(container *c, const hepta_quantize_options *o,
         status = container_set_f32(c, "hepta.bits", (float)bits, err);
     }
     if (status == HEPTA_OK) {
-        status = container_set_u64(c, "hepta.rotation.seed", rotation_seed, err);
+        status = container_set_u64(c, "hepta.rotation.seed", quantize_rotation_seed, err);
     }
     char types[256];
     if (status == HEPTA_OK && container_source_types(c, types, sizeof types)) {
@@ -581,7 +580,7 @@ hepta_status hepta_quantize(const char *in_path, const char *out_path,
     q.calibration = (calibration_options){.model = in_path,
                                           .tokenizer = options->tokenizer_path,
                                           .text_path = options->calibration_path,
-                                          .rotation_seed = rotation_seed,
+                                          .rotation_seed = quantize_rotation_seed,
                                           .threads = q.threads};
     for (size_t i = 0; i < in->n_tensors; i++) {
         q.n_weights += tensor_n_weights(&in->tensors[i]);

@@ -9,6 +9,9 @@
 #include "quantize/calibrate.h"
 #include "quantize/measure.h"
 
+/* The seed of the rotation's signs: one for all files, so that results can be compared. */
+extern const uint64_t quantize_rotation_seed;
+
 /* What an effort means; docs/QUALITY.md has what each gives. */
 typedef struct effort {
     uint32_t n_tokens;      /* of the calibration text, if one pass takes no more than */
