@@ -224,7 +224,7 @@ TEST(bench_code_of_a_model) {
         const double bits = json_real_value(json_object_get(rate, "bits")),
                      rmse = json_real_value(json_object_get(rate, "rmse")),
                      gauss = json_real_value(json_object_get(rate, "gaussian_rmse"));
-        CHECK(bits == 2 + 0.5 * (double)i && gauss > exp2(-bits) && gauss < 1.12 * exp2(-bits));
+        CHECK(bits == 2 + 0.5 * (double)i && gauss > exp2(-bits) && gauss < 1.2 * exp2(-bits));
         CHECK(rmse < 1.03 * gauss && rmse > 0.97 * gauss);
     }
     json_decref(root);
