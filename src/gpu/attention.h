@@ -75,6 +75,8 @@ GPU_FN void join_block(attend_state *s, bool first, float max, float sum) {
  * BLOCK_Z: a tile.
  */
 template <int TYPE, bool SPLIT> GPU_KERNEL_OF(ATTEND_THREADS, 2) attend(attend_parameters p) {
+    NEXT_MAY_BEGIN();
+    AWAIT_KERNEL_BEFORE();
     enum { Q8 = TYPE == HEPTA_CACHE_Q8, ITEMS = ATTEND_ITEMS / ATTEND_THREADS };
     SHARED(uint32_t, query, ATTEND_ITEMS); /* floats, or bytes four a word */
     SHARED(uint32_t, keys, ATTEND_POSITIONS * ATTEND_STRIDE);
@@ -320,6 +322,8 @@ typedef struct join_parameters {
 
 /* BLOCK_X: a token from `first` on; BLOCK_Y: a head. */
 GPU_KERNEL_OF(HEAD_THREADS, 1) attention_join(join_parameters p) {
+    NEXT_MAY_BEGIN();
+    AWAIT_KERNEL_BEFORE();
     const uint32_t token = p.first + BLOCK_X, dim = p.head_dim;
     const uint32_t n = p.tokens[token].position / ATTEND_POSITIONS + 1;
     const size_t place = (size_t)token * p.n_head + BLOCK_Y;

@@ -9,20 +9,20 @@
  * groups of 64 columns lie together, chunk 0 of all of them first, so that neighbouring threads
  * read neighbouring chunks. A chunk of a cell is
  *
- *   3.5 bits    four words of *symbols*: word j of the cell has bits 2j and 2j + 1 of the 16
- * blocks, that of block b of row r at bit 16 (r / 2) + 4 b + 2 (r % 2) other codes byte j of the
- * blocks (docs/FORMAT.md): a word for each row, blocks 0, 2, 1, 3 int8        weight j of the
- * blocks: a word for each row
+ *   at 3.5 bits     four words of *symbols*: word j of the cell has bits 2j and 2j + 1 of the 16
+ *                   blocks, those of block b of row r at bit 16 (r / 2) + 4 b + 2 (r % 2)
+ *   at other rates  byte j of the blocks (docs/FORMAT.md), a word for each row: blocks 0, 2, 1, 3
+ *   of int8         weight j of the blocks, a word for each row
  *
- * Symbols, because the hash at 3.5 bits, o ^ n ^ n << 2 ^ n >> 2, moves pairs of bits. With o0 ..
- * o3, n0 .. n3 the pairs of the window, the lower one first,
+ * Symbols, because the hash at 3.5 bits, o ^ n ^ n << 2 ^ n >> 2, moves pairs of bits. With the
+ * pairs of the window, o0 .. o3 and n0 .. n3, the lower one first,
  *
- *     h0 = o0 ^ n0 ^ n1      h1 = o1 ^ n0 ^ n1 ^ n2      h2 = o2 ^ n1 ^ n2 ^ n3      h3 = o3 ^ n2 ^
- * n3
+ *     h0 = o0 ^ n0 ^ n1         h1 = o1 ^ n0 ^ n1 ^ n2
+ *     h3 = o3 ^ n2 ^ n3         h2 = o2 ^ n1 ^ n2 ^ n3
  *
  * and as a nibble is only an index, (h0, h0 ^ h1) and (h3, h3 ^ h2) will do, for tables in another
  * order: h0 ^ h1 = o0 ^ o1 ^ n2 and h3 ^ h2 = o3 ^ o2 ^ n1. So each pair is one operation of
- * three inputs for 16 blocks. Windows that begin at an odd bit have the pairs that straddle two
+ * three inputs for 16 blocks. Windows that begin at an odd bit have pairs that straddle two
  * symbols: the higher bit of one word and the lower bit of the next, taken as they stand, the later
  * bit first, which is one more order of the tables.
  *

@@ -334,10 +334,9 @@ static hepta_status stream_layer(const pass *f, uint32_t layer) {
     return dev_event_record(s->ready[slot], s->copies, f->err);
 }
 
-static hepta_status all_layers(pass *f) {
+static hepta_status every_layer(pass *f) {
     gpu_session *s = f->s;
     const gpu_model_source *i = &s->m->source;
-    TRY(embed_tokens(f));
     if (i->n_resident < i->n_layer) {
         TRY(stream_layer(f, i->n_resident));
     }
@@ -361,6 +360,17 @@ static hepta_status all_layers(pass *f) {
         TRY(prepare_input(f, GPU_PREPARE_NORM, s->x, s->h, s->m->output_norm, &s->m->of_embd));
     }
     return HEPTA_OK;
+}
+
+/* Kernels overlap between kernels only, not where copies are awaited. */
+static hepta_status all_layers(pass *f) {
+    gpu_session *s = f->s;
+    const gpu_model_source *i = &s->m->source;
+    TRY(embed_tokens(f));
+    s->stream = dev_overlapping(s->stream, s->m->device.overlaps && i->n_resident == i->n_layer);
+    const hepta_status status = every_layer(f);
+    s->stream = dev_overlapping(s->stream, false);
+    return status;
 }
 
 /* Logits of up to LOGIT_ROWS tokens, from number `first` of those that want them. */

@@ -30,6 +30,7 @@ typedef struct gpu_device_info {
     uint64_t memory, memory_free; /* bytes */
     uint32_t shared_bytes;        /* shared memory a block may have */
     int processors;
+    bool overlaps; /* a kernel may begin before the one before has ended */
 } gpu_device_info;
 
 typedef struct gpu_layer {

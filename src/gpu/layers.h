@@ -176,8 +176,20 @@ typedef struct prepare_parameters {
     int *sum;
 } prepare_parameters;
 
+/* Items i, i + 16, ... of a lane, zeros from n on: a lane is never -0, so they change nothing.
+ * Loaded ahead, because the lane's sum waits for each addition. */
+constexpr uint32_t NORM_AHEAD = 16;
+GPU_FN void load_lane(const float *x, uint32_t n, uint32_t i, float *v) {
+    UNROLL
+    for (uint32_t k = 0; k < NORM_AHEAD; k++) {
+        v[k] = i + 16 * k < n ? x[spread(i + 16 * k)] : 0.0f;
+    }
+}
+
 /* BLOCK_X: a token. */
 GPU_KERNEL_OF(TOKEN_THREADS, 1) prepare(prepare_parameters p) {
+    NEXT_MAY_BEGIN();
+    AWAIT_KERNEL_BEFORE();
     DYNAMIC(float, dynamic);
     SHARED(float, lane, 16);
     SHARED(uint32_t, most, TOKEN_THREADS / 32);
@@ -211,9 +223,18 @@ GPU_KERNEL_OF(TOKEN_THREADS, 1) prepare(prepare_parameters p) {
     if (p.mode == GPU_PREPARE_NORM) {
         THREADS(t) {
             for (uint32_t l = t; l < 16; l += BLOCK_THREADS) {
-                float s = 0.0f;
-                for (uint32_t i = l; i < n; i += 16) {
-                    s += in[spread(i)] * in[spread(i)];
+                float s = 0.0f, v[NORM_AHEAD], next[NORM_AHEAD];
+                load_lane(in, n, l, next);
+                for (uint32_t i = l; i < n; i += 16 * NORM_AHEAD) {
+                    UNROLL
+                    for (uint32_t k = 0; k < NORM_AHEAD; k++) {
+                        v[k] = next[k];
+                    }
+                    load_lane(in, n, i + 16 * NORM_AHEAD, next);
+                    UNROLL
+                    for (uint32_t k = 0; k < NORM_AHEAD; k++) {
+                        s += v[k] * v[k];
+                    }
                 }
                 lane[l] = s;
             }
@@ -379,6 +400,8 @@ GPU_FN void store_row(const dev_cache *c, const float *x, uint8_t *row, float *s
 
 /* BLOCK_X: a token; BLOCK_Y: a head of its query, then a KV head. */
 GPU_KERNEL_OF(HEAD_THREADS, 1) rope_and_store(rope_parameters p) {
+    NEXT_MAY_BEGIN();
+    AWAIT_KERNEL_BEFORE();
     SHARED(float, in, GPU_MAX_HEAD_DIM + GPU_MAX_HEAD_DIM / 32);
     SHARED(float, other, GPU_MAX_HEAD_DIM + GPU_MAX_HEAD_DIM / 32);
     SHARED(uint32_t, most, HEAD_THREADS / 32);

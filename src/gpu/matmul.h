@@ -151,8 +151,8 @@ GPU_FN void matvec_rows(const product_parameters *p, const dev_matrix *w, uint32
                         const uint32_t row = wanted < p->x.n_tokens ? wanted : p->x.n_tokens - 1;
                         words4 q = {};
                         if (g < n_groups) {
-                            q = load_words4(p->x.q + (size_t)row * p->x.q_stride + g * GPU_GROUP +
-                                            4 * k);
+                            q = load_result4(p->x.q + (size_t)row * p->x.q_stride + g * GPU_GROUP +
+                                             4 * k);
                         }
                         b[OWN(t)][n][0] = q.v[0], b[OWN(t)][n][1] = q.v[1];
                         b[OWN(t)][N + n][0] = q.v[2], b[OWN(t)][N + n][1] = q.v[3];
@@ -206,10 +206,21 @@ matvec(product_parameters p) {
     enum { TOTALS = shape::rows * shape::tokens };
     PRIVATE(MATVEC_THREADS, int, c, [2][N][4]);
     SHARED(int, total, TOTALS);
+    NEXT_MAY_BEGIN();
     uint32_t block = BLOCK_X;
     const uint32_t which = product_of(&p, shape::rows, &block), token = BLOCK_Y * shape::tokens;
     const uint32_t strip = block * (shape::rows / 16);
     const dev_matrix w = p.w[which];
+    THREADS_ALONE(t) {
+        const uint32_t bytes = w.n_groups * (4 * GPU_CHUNK * w.half_bits),
+                       last = (w.n_rows - 1) / 16;
+        const uint8_t *codes = w.codes + (uint64_t)strip * bytes;
+        const uint32_t n = HALVES || strip == last ? bytes : 2 * bytes;
+        for (uint32_t i = t * CACHE_LINE; i < n; i += BLOCK_THREADS * CACHE_LINE) {
+            fetch_to_cache(codes + i);
+        }
+    }
+    AWAIT_KERNEL_BEFORE();
     THREADS(t) {
         for (unsigned i = t; i < TOTALS; i += BLOCK_THREADS) {
             total[i] = 0;
@@ -333,6 +344,8 @@ template <int H> GPU_KERNEL_OF(MATMUL_THREADS, 2) matmul(product_parameters p) {
     PRIVATE(MATMUL_THREADS, uint32_t, words, [GPU_HALO + 4 * H]);
     PRIVATE(MATMUL_THREADS, uint32_t, a, [4][4]);
     PRIVATE(MATMUL_THREADS, uint32_t, b, [2][2]);
+    NEXT_MAY_BEGIN();
+    AWAIT_KERNEL_BEFORE();
     uint32_t block = BLOCK_X;
     const uint32_t which = product_of(&p, MATMUL_ROWS, &block);
     const dev_matrix w = p.w[which];

@@ -9,13 +9,21 @@
  * arrays over the threads here. Operations of a warp (WARP_*) stand between phases.
  *
  *   GPU_KERNEL_OF(threads, blocks) name(parameters p)
- *         a kernel for blocks of at most so many threads, with registers for so many blocks side by
- * side BLOCK_X, BLOCK_Y, BLOCK_Z GPU_FN, GPU_AND_HOST_FN a function that kernels call; that the
- * host calls, too THREADS(t) { } a phase, with a barrier behind it; no `return` or `break`
+ *         a kernel for blocks of at most so many threads, with registers for so many of them
+ *   BLOCK_X, BLOCK_Y, BLOCK_Z
+ *   GPU_FN, GPU_AND_HOST_FN
+ *         a function that kernels call; that the host calls, too
+ *   THREADS(t) { }
+ *         a phase, with a barrier behind it; no `return` or `break`
  *   THREADS_ALONE(t) { }
  *         without one: nothing it writes to memory is read before a barrier
  *   WARPS(w) { }
- *         what each warp does at its own pace: phases of its own threads, THREADS_ALONE and WARP_*
+ *         what each warp does at its own pace: THREADS_ALONE of its own threads, and WARP_*
+ *   NEXT_MAY_BEGIN(), AWAIT_KERNEL_BEFORE()
+ *         kernels that overlap others have both, first of all: from the one on the next one's
+ *         blocks may take their places; from the other on all that the kernels before wrote is
+ *         there, and nobody reads any more what they read. In between only what no kernel
+ *         writes, weights, may be touched.
  *   SHARED(type, name, n), DYNAMIC(type, name)
  *         shared memory; the launch's
  *   PRIVATE(threads, type, name, dims)
@@ -27,8 +35,8 @@
  *   WARP_MMA(c, m, n, a, i, b, j)
  *         c[m][n] += a[i] b[j]: int8 tiles of 16 x 32 and 32 x 8
  *   copy_ahead(to, from, there), COPIES_END(), COPIES_AWAIT(n)
- *         copies to shared memory that arrive later; the end of a thread's set of them; waits until
- * all but the last n sets of the thread are there
+ *         copies to shared memory that arrive later; the end of a thread's set of them; waits
+ *         until all but the last n sets of the thread are there
  *
  * Arithmetic: + - * / as written, none fused (--fmad=false), division and square root correctly
  * rounded, subnormals kept. docs/GPU.md, docs/NUMERICS.md.

@@ -75,6 +75,22 @@ enum { GPU_HAS_MMA = 1, GPU_HAS_GRAPHS = 1 };
 #define THREADS(t)                                                                                 \
     for (unsigned t = threadIdx.x, t##_more = 1; t##_more != 0; t##_more = 0, __syncthreads())
 #define WARPS(w) for (unsigned w = threadIdx.x / 32, w##_more = 1; w##_more != 0; w##_more = 0)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define NEXT_MAY_BEGIN() asm volatile("griddepcontrol.launch_dependents;" ::: "memory")
+#define AWAIT_KERNEL_BEFORE() asm volatile("griddepcontrol.wait;" ::: "memory")
+#else
+#define NEXT_MAY_BEGIN() ((void)0)
+#define AWAIT_KERNEL_BEFORE() ((void)0)
+#endif
+constexpr uint32_t CACHE_LINE = 128;
+/* To the cache that all multiprocessors share; of use where kernels overlap. */
+GPU_FN void fetch_to_cache(const void *p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+    (void)p;
+#endif
+}
 #define SHARED(type, name, n) __shared__ type name[n]
 #define DYNAMIC(type, name)                                                                        \
     extern __shared__ words4 dynamic_memory[];                                                     \
@@ -101,8 +117,14 @@ GPU_FN void shared_add(int *p, int x) {
     atomicAdd(p, x);
 }
 
+/* Weights. */
 GPU_FN words4 load_words4(const void *p) {
     const uint4 x = __ldg((const uint4 *)p);
+    return words4{{x.x, x.y, x.z, x.w}};
+}
+/* What a kernel before wrote, perhaps after this one began. */
+GPU_FN words4 load_result4(const void *p) {
+    const uint4 x = *(const uint4 *)p;
     return words4{{x.x, x.y, x.z, x.w}};
 }
 /* To shared memory, 16 bytes; zeros if not `there`. */
@@ -246,7 +268,10 @@ GPU_FN uint16_t half_store(float x) {
 
 /* ---- The device -------------------------------------------------------- */
 
-typedef cudaStream_t dev_stream;
+typedef struct dev_stream {
+    cudaStream_t stream;
+    bool overlap; /* kernels may begin before the one before has ended: AWAIT_KERNEL_BEFORE() */
+} dev_stream;
 typedef cudaEvent_t dev_event;
 
 static hepta_status dev_check(cudaError_t code, const char *what, hepta_error *err) {
@@ -309,6 +334,7 @@ static hepta_status dev_open(int number, gpu_device_info *out, hepta_error *err)
     }
 #endif
     out->processors = p.multiProcessorCount;
+    out->overlaps = GPU_HAS_GRAPHS && p.major >= 9;
     return HEPTA_OK;
 }
 
@@ -341,22 +367,27 @@ static void dev_host_free(void *p) {
 static hepta_status dev_copy(void *to, const void *from, uint64_t n, dev_stream s,
                              hepta_error *err) {
     return n == 0 ? HEPTA_OK
-                  : dev_check(cudaMemcpyAsync(to, from, n, cudaMemcpyDefault, s),
+                  : dev_check(cudaMemcpyAsync(to, from, n, cudaMemcpyDefault, s.stream),
                               "copying to or from the GPU", err);
 }
 #define dev_upload dev_copy
 #define dev_download dev_copy
 
 static hepta_status dev_wait(dev_stream s, hepta_error *err) {
-    return dev_check(cudaStreamSynchronize(s), "computing on the GPU", err);
+    return dev_check(cudaStreamSynchronize(s.stream), "computing on the GPU", err);
 }
 
 static hepta_status dev_stream_create(dev_stream *s, hepta_error *err) {
-    return dev_check(cudaStreamCreateWithFlags(s, cudaStreamNonBlocking), "a stream of the GPU",
-                     err);
+    s->overlap = false;
+    return dev_check(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking),
+                     "a stream of the GPU", err);
 }
 static void dev_stream_free(dev_stream s) {
-    (void)cudaStreamDestroy(s);
+    (void)cudaStreamDestroy(s.stream);
+}
+static dev_stream dev_overlapping(dev_stream s, bool on) {
+    s.overlap = on;
+    return s;
 }
 static hepta_status dev_event_create(dev_event *e, hepta_error *err) {
     return dev_check(cudaEventCreateWithFlags(e, cudaEventDisableTiming), "an event of the GPU",
@@ -366,10 +397,10 @@ static void dev_event_free(dev_event e) {
     (void)cudaEventDestroy(e);
 }
 static hepta_status dev_event_record(dev_event e, dev_stream s, hepta_error *err) {
-    return dev_check(cudaEventRecord(e, s), "an event of the GPU", err);
+    return dev_check(cudaEventRecord(e, s.stream), "an event of the GPU", err);
 }
 static hepta_status dev_event_await(dev_event e, dev_stream s, hepta_error *err) {
-    return dev_check(cudaStreamWaitEvent(s, e, 0), "an event of the GPU", err);
+    return dev_check(cudaStreamWaitEvent(s.stream, e, 0), "an event of the GPU", err);
 }
 
 #if defined(__HIPCC__)
@@ -387,12 +418,13 @@ static void dev_graph_free(dev_graph) {}
 #else
 typedef cudaGraphExec_t dev_graph;
 static hepta_status dev_capture_begin(dev_stream s, hepta_error *err) {
-    return dev_check(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal),
+    return dev_check(cudaStreamBeginCapture(s.stream, cudaStreamCaptureModeThreadLocal),
                      "capturing a graph", err);
 }
 static hepta_status dev_capture_end(dev_stream s, dev_graph *out, hepta_error *err) {
     cudaGraph_t graph;
-    hepta_status status = dev_check(cudaStreamEndCapture(s, &graph), "capturing a graph", err);
+    hepta_status status =
+        dev_check(cudaStreamEndCapture(s.stream, &graph), "capturing a graph", err);
     if (status == HEPTA_OK) {
         status = dev_check(cudaGraphInstantiate(out, graph, 0), "making a graph", err);
         (void)cudaGraphDestroy(graph);
@@ -400,7 +432,7 @@ static hepta_status dev_capture_end(dev_stream s, dev_graph *out, hepta_error *e
     return status;
 }
 static hepta_status dev_graph_run(dev_graph g, dev_stream s, hepta_error *err) {
-    return dev_check(cudaGraphLaunch(g, s), "launching a graph", err);
+    return dev_check(cudaGraphLaunch(g, s.stream), "launching a graph", err);
 }
 static void dev_graph_free(dev_graph g) {
     (void)cudaGraphExecDestroy(g);
@@ -424,8 +456,22 @@ static hepta_status launch(dev_stream s, grid blocks, unsigned threads, size_t d
         }
     }
     void *parameters[] = {(void *)(uintptr_t)&p};
-    return dev_check(cudaLaunchKernel((const void *)kernel, dim3(blocks.x, blocks.y, blocks.z),
-                                      dim3(threads), parameters, dynamic_bytes, s),
+    const dim3 n_blocks(blocks.x, blocks.y, blocks.z);
+#if !defined(__HIPCC__)
+    if (s.overlap) {
+        cudaLaunchAttribute overlap = {};
+        overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        overlap.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim = n_blocks, config.blockDim = dim3(threads);
+        config.dynamicSmemBytes = dynamic_bytes, config.stream = s.stream;
+        config.attrs = &overlap, config.numAttrs = 1;
+        return dev_check(cudaLaunchKernelExC(&config, (const void *)kernel, parameters),
+                         "launching a kernel", err);
+    }
+#endif
+    return dev_check(cudaLaunchKernel((const void *)kernel, n_blocks, dim3(threads), parameters,
+                                      dynamic_bytes, s.stream),
                      "launching a kernel", err);
 }
 

@@ -54,6 +54,8 @@ GPU_FN bool next_warp(unsigned i, unsigned *w) {
     return more;
 }
 #define WARPS(w) for (unsigned w##_i = 0, w = 0; next_warp(w##_i, &w); w##_i++)
+#define NEXT_MAY_BEGIN() ((void)0)
+#define AWAIT_KERNEL_BEFORE() ((void)0)
 #define SHARED(type, name, n)                                                                      \
     type name[n];                                                                                  \
     memset((void *)name, 0xa5, sizeof name) /* what was not written is not zero by luck */
@@ -97,6 +99,10 @@ GPU_FN void shared_add(int *p, int x) {
 GPU_FN words4 load_words4(const void *p) {
     return *(const words4 *)p;
 }
+#define load_result4 load_words4
+constexpr uint32_t CACHE_LINE = 128;
+GPU_FN void fetch_to_cache(const void *) {}
+
 /* To shared memory, 16 bytes; zeros if not `there`. */
 GPU_FN void copy_ahead(void *to, const void *from, bool there) {
     if (there) {
@@ -315,6 +321,9 @@ static hepta_status dev_stream_create(dev_stream *s, hepta_error *) {
     return HEPTA_OK;
 }
 static void dev_stream_free(dev_stream) {}
+static dev_stream dev_overlapping(dev_stream s, bool) {
+    return s;
+}
 static hepta_status dev_event_create(dev_event *e, hepta_error *) {
     *e = 0;
     return HEPTA_OK;
