@@ -154,7 +154,12 @@ static hepta_status time_product(check *c, const gpu_timing *t,
     }
     TRY(random_bytes(c, (uint64_t)t->n_tokens * stride, &q));
     TRY(check_room(c, t->n_tokens, &scale));
-    TRY(check_room(c, t->n_tokens, &sum));
+    int *zeros = (int *)calloc(t->n_tokens, sizeof *zeros);
+    const hepta_status status =
+        zeros == NULL ? fail(c->err, HEPTA_ERROR_MEMORY, "no memory for %u sums", t->n_tokens)
+                      : check_in(c, zeros, t->n_tokens, &sum);
+    free(zeros);
+    TRY(status);
     TRY(check_room(c, (uint64_t)t->n_tokens * t->n_rows, &y));
     const dev_input x = {(const int8_t *)q, scale, sum, stride, t->n_tokens};
     return time_steps(
