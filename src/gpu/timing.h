@@ -135,7 +135,7 @@ static hepta_status time_product(check *c, const gpu_timing *t,
     const code_lookups *codes;
     uint8_t *q, *scales;
     float *scale, *y;
-    int *sum;
+    int *sum = NULL;
     TRY(upload_codes(&c->blocks, tables, &codes, c->err));
     const uint32_t n_groups = (t->n_cols + GPU_GROUP - 1) / GPU_GROUP;
     const uint32_t stride = n_groups * GPU_GROUP;
