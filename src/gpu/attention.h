@@ -20,6 +20,7 @@ constexpr uint32_t ATTEND_ITEMS = 2048; /* queries x head_dim, at most */
 constexpr uint32_t ATTEND_POSITIONS = KERNELS_ATTENTION_BLOCK;
 constexpr uint32_t ATTEND_CHUNK = 32, ATTEND_STRIDE = 33; /* of keys in shared memory at a time */
 constexpr uint32_t ATTEND_SETS = ATTEND_THREADS / ATTEND_POSITIONS; /* queries scored at once */
+constexpr uint32_t ATTEND_AHEAD = 8; /* values that a thread loads before it uses any */
 constexpr uint32_t ATTEND_TURNS = ATTEND_QUERIES / ATTEND_SETS;
 
 /* Tokens first .. end - 1 of the chunk, of one sequence. */
@@ -135,15 +136,24 @@ template <int TYPE, bool SPLIT> GPU_KERNEL_OF(ATTEND_THREADS, 2) attend(attend_p
         for (uint32_t d0 = 0; d0 < words; d0 += ATTEND_CHUNK) {
             const uint32_t n = words - d0 < ATTEND_CHUNK ? words - d0 : ATTEND_CHUNK;
             THREADS(t) {
-                for (uint32_t i = t; i < ATTEND_POSITIONS * ATTEND_CHUNK; i += BLOCK_THREADS) {
+                enum { LOADS = ATTEND_POSITIONS * ATTEND_CHUNK / ATTEND_THREADS };
+                uint32_t word[LOADS]; /* all of them before the first is stored */
+                UNROLL
+                for (uint32_t k = 0; k < LOADS; k++) {
+                    const uint32_t i = t + k * ATTEND_THREADS;
                     const uint32_t j = i / ATTEND_CHUNK, d = i % ATTEND_CHUNK;
+                    word[k] = 0;
                     if (begin + j < n_pos && d < n) {
                         const size_t row = rows + begin + j;
-                        keys[j * ATTEND_STRIDE + d] =
-                            Q8 ? ((const uint32_t *)(p.cache.k + row * row_bytes))[d0 + d]
-                               : math_bits_f32(
-                                     cache_value<TYPE>(p.cache.k, row, row_bytes, d0 + d));
+                        word[k] = Q8 ? ((const uint32_t *)(p.cache.k + row * row_bytes))[d0 + d]
+                                     : math_bits_f32(
+                                           cache_value<TYPE>(p.cache.k, row, row_bytes, d0 + d));
                     }
+                }
+                UNROLL
+                for (uint32_t k = 0; k < LOADS; k++) {
+                    const uint32_t i = t + k * ATTEND_THREADS;
+                    keys[i / ATTEND_CHUNK * ATTEND_STRIDE + i % ATTEND_CHUNK] = word[k];
                 }
             }
             THREADS(t) {
@@ -261,21 +271,33 @@ template <int TYPE, bool SPLIT> GPU_KERNEL_OF(ATTEND_THREADS, 2) attend(attend_p
                     n_most = state[item / dim].n > n_most ? state[item / dim].n : n_most;
                 }
             }
-            for (uint32_t j = 0; j < n_most; j++) {
-                const size_t row = rows + begin + j;
-                float value = cache_value<TYPE>(p.cache.v, row, row_bytes, t % dim);
+            for (uint32_t first = 0; first < n_most; first += ATTEND_AHEAD) {
+                float values[ATTEND_AHEAD];
                 UNROLL
-                for (uint32_t i = 0; i < ITEMS; i++) {
-                    const uint32_t item = t + i * ATTEND_THREADS, q = item / dim, d = item % dim;
-                    if (item < n_queries * dim && j < state[q].n) {
-                        const float w = score[q * ATTEND_POSITIONS + j];
-                        if (!same_item) {
-                            value = cache_value<TYPE>(p.cache.v, row, row_bytes, d);
-                        }
-                        if (Q8) {
-                            exact[i] += state[q].special ? 0 : (int)w * (int)value;
-                        } else {
-                            sum[i] += w * value;
+                for (uint32_t k = 0; k < ATTEND_AHEAD; k++) {
+                    const uint32_t j = first + k;
+                    values[k] =
+                        same_item && j < n_most
+                            ? cache_value<TYPE>(p.cache.v, rows + begin + j, row_bytes, t % dim)
+                            : 0.0f;
+                }
+                UNROLL
+                for (uint32_t k = 0; k < ATTEND_AHEAD; k++) {
+                    const uint32_t j = first + k;
+                    UNROLL
+                    for (uint32_t i = 0; i < ITEMS; i++) {
+                        const uint32_t item = t + i * ATTEND_THREADS, q = item / dim;
+                        if (item < n_queries * dim && j < state[q].n) {
+                            const float w = score[q * ATTEND_POSITIONS + j];
+                            const float value = same_item
+                                                    ? values[k]
+                                                    : cache_value<TYPE>(p.cache.v, rows + begin + j,
+                                                                        row_bytes, item % dim);
+                            if (Q8) {
+                                exact[i] += state[q].special ? 0 : (int)w * (int)value;
+                            } else {
+                                sum[i] += w * value;
+                            }
                         }
                     }
                 }
@@ -332,10 +354,21 @@ GPU_KERNEL_OF(HEAD_THREADS, 1) attention_join(join_parameters p) {
         for (uint32_t d = t; d < dim; d += BLOCK_THREADS) {
             attend_state s = {};
             float out = 0.0f;
-            for (uint32_t b = 0; b < n; b++) {
-                const float *x = block + (size_t)b * (dim + 2);
-                join_block(&s, b == 0, x[dim], x[dim + 1]);
-                out = b == 0 ? x[d] : out * s.keep + x[d] * s.join;
+            for (uint32_t first = 0; first < n; first += ATTEND_AHEAD) {
+                float max[ATTEND_AHEAD], sum[ATTEND_AHEAD], value[ATTEND_AHEAD];
+                UNROLL
+                for (uint32_t k = 0; k < ATTEND_AHEAD; k++) {
+                    const uint32_t b = first + k < n ? first + k : first;
+                    const float *x = block + (size_t)b * (dim + 2);
+                    max[k] = x[dim], sum[k] = x[dim + 1], value[k] = x[d];
+                }
+                UNROLL
+                for (uint32_t k = 0; k < ATTEND_AHEAD; k++) {
+                    if (first + k < n) {
+                        join_block(&s, first + k == 0, max[k], sum[k]);
+                        out = first + k == 0 ? value[k] : out * s.keep + value[k] * s.join;
+                    }
+                }
             }
             p.out[place * dim + d] = out * divide(1.0f, s.sum);
         }

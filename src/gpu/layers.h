@@ -176,13 +176,31 @@ typedef struct prepare_parameters {
     int *sum;
 } prepare_parameters;
 
-/* Items i, i + 16, ... of a lane, zeros from n on: a lane is never -0, so they change nothing.
- * Loaded ahead, because the lane's sum waits for each addition. */
-constexpr uint32_t NORM_AHEAD = 16;
-GPU_FN void load_lane(const float *x, uint32_t n, uint32_t i, float *v) {
+/* What a thread loads before it uses any of it: each would wait for the one before otherwise. */
+constexpr uint32_t ITEMS_AHEAD = 8, LANE_AHEAD = 16;
+
+/* Items i, i + BLOCK_THREADS, ... below n; zeros from there on, and if x is NULL. */
+GPU_FN void load_items(const float *x, uint32_t n, uint32_t i, float *v) {
     UNROLL
-    for (uint32_t k = 0; k < NORM_AHEAD; k++) {
-        v[k] = i + 16 * k < n ? x[spread(i + 16 * k)] : 0.0f;
+    for (uint32_t k = 0; k < ITEMS_AHEAD; k++) {
+        v[k] = x != NULL && i + k * BLOCK_THREADS < n ? x[i + k * BLOCK_THREADS] : 0.0f;
+    }
+}
+
+/* Items i, i + 16, ... of a lane, i % 256 < 16; zeros from n on: a lane is never -0, so they change
+ * nothing. */
+GPU_FN void load_lane(const float *x, uint32_t n, uint32_t i, float *v) {
+    const float *at = x + spread(i);
+    if (i + 16 * (LANE_AHEAD - 1) < n) {
+        UNROLL
+        for (uint32_t k = 0; k < LANE_AHEAD; k++) {
+            v[k] = at[16 * k + k / 2]; /* as spread() has it */
+        }
+        return;
+    }
+    UNROLL
+    for (uint32_t k = 0; k < LANE_AHEAD; k++) {
+        v[k] = i + 16 * k < n ? at[16 * k + k / 2] : 0.0f;
     }
 }
 
@@ -201,20 +219,27 @@ GPU_KERNEL_OF(TOKEN_THREADS, 1) prepare(prepare_parameters p) {
     float *scratch = p.scratch + (size_t)token * 2 * spread(n);
     float *in = p.in_shared ? dynamic : scratch + spread(n);
     THREADS(t) {
-        for (uint32_t i = t; i < n; i += BLOCK_THREADS) {
-            float v = x[i];
-            if (p.mode == GPU_PREPARE_NORM) {
-                if (y != NULL) {
-                    v += y[i];
-                    x[i] = v;
+        for (uint32_t first = t; first < n; first += ITEMS_AHEAD * BLOCK_THREADS) {
+            float v[ITEMS_AHEAD], other[ITEMS_AHEAD], sign[ITEMS_AHEAD];
+            load_items(x, n, first, v);
+            load_items(y, n, first, other);
+            load_items(p.mode == GPU_PREPARE_NORM ? NULL : p.r.signs, n, first, sign);
+            UNROLL
+            for (uint32_t k = 0; k < ITEMS_AHEAD; k++) {
+                const uint32_t i = first + k * BLOCK_THREADS;
+                if (i < n) {
+                    if (p.mode == GPU_PREPARE_SWIGLU) {
+                        v[k] = divide(v[k], 1.0f + math_exp_f32(-v[k])) * other[k];
+                    }
+                    if (p.mode != GPU_PREPARE_NORM) {
+                        v[k] *= sign[k];
+                    } else if (y != NULL) {
+                        v[k] += other[k];
+                        x[i] = v[k];
+                    }
+                    in[spread(i)] = v[k];
                 }
-            } else {
-                if (p.mode == GPU_PREPARE_SWIGLU) {
-                    v = divide(v, 1.0f + math_exp_f32(-v)) * y[i];
-                }
-                v *= p.r.signs[i];
             }
-            in[spread(i)] = v;
         }
         if (t == 0) {
             total[0] = 0;
@@ -223,16 +248,16 @@ GPU_KERNEL_OF(TOKEN_THREADS, 1) prepare(prepare_parameters p) {
     if (p.mode == GPU_PREPARE_NORM) {
         THREADS(t) {
             for (uint32_t l = t; l < 16; l += BLOCK_THREADS) {
-                float s = 0.0f, v[NORM_AHEAD], next[NORM_AHEAD];
+                float s = 0.0f, v[LANE_AHEAD], next[LANE_AHEAD];
                 load_lane(in, n, l, next);
-                for (uint32_t i = l; i < n; i += 16 * NORM_AHEAD) {
+                for (uint32_t i = l; i < n; i += 16 * LANE_AHEAD) {
                     UNROLL
-                    for (uint32_t k = 0; k < NORM_AHEAD; k++) {
+                    for (uint32_t k = 0; k < LANE_AHEAD; k++) {
                         v[k] = next[k];
                     }
-                    load_lane(in, n, i + 16 * NORM_AHEAD, next);
+                    load_lane(in, n, i + 16 * LANE_AHEAD, next);
                     UNROLL
-                    for (uint32_t k = 0; k < NORM_AHEAD; k++) {
+                    for (uint32_t k = 0; k < LANE_AHEAD; k++) {
                         s += v[k] * v[k];
                     }
                 }
@@ -242,8 +267,17 @@ GPU_KERNEL_OF(TOKEN_THREADS, 1) prepare(prepare_parameters p) {
         const float mean = divide(lanes_sum(lane), (float)n);
         const float r = divide(1.0f, square_root(mean + p.eps));
         THREADS(t) {
-            for (uint32_t i = t; i < n; i += BLOCK_THREADS) {
-                in[spread(i)] = ((in[spread(i)] * r) * p.gain[i]) * p.r.signs[i];
+            for (uint32_t first = t; first < n; first += ITEMS_AHEAD * BLOCK_THREADS) {
+                float gain[ITEMS_AHEAD], sign[ITEMS_AHEAD];
+                load_items(p.gain, n, first, gain);
+                load_items(p.r.signs, n, first, sign);
+                UNROLL
+                for (uint32_t k = 0; k < ITEMS_AHEAD; k++) {
+                    const uint32_t i = first + k * BLOCK_THREADS;
+                    if (i < n) {
+                        in[spread(i)] = ((in[spread(i)] * r) * gain[k]) * sign[k];
+                    }
+                }
             }
         }
     }
