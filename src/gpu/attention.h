@@ -20,7 +20,6 @@ constexpr uint32_t ATTEND_ITEMS = 2048; /* queries x head_dim, at most */
 constexpr uint32_t ATTEND_POSITIONS = KERNELS_ATTENTION_BLOCK;
 constexpr uint32_t ATTEND_CHUNK = 32, ATTEND_STRIDE = 33; /* of keys in shared memory at a time */
 constexpr uint32_t ATTEND_SETS = ATTEND_THREADS / ATTEND_POSITIONS; /* queries scored at once */
-constexpr uint32_t ATTEND_AHEAD = 8; /* values that a thread loads before it uses any */
 constexpr uint32_t ATTEND_TURNS = ATTEND_QUERIES / ATTEND_SETS;
 
 /* Tokens first .. end - 1 of the chunk, of one sequence. */
@@ -75,10 +74,15 @@ GPU_FN void join_block(attend_state *s, bool first, float max, float sum) {
  * BLOCK_X: split, the block of positions; BLOCK_Y: a KV head and a part of its group's heads;
  * BLOCK_Z: a tile.
  */
-template <int TYPE, bool SPLIT> GPU_KERNEL_OF(ATTEND_THREADS, 2) attend(attend_parameters p) {
+template <int TYPE, bool SPLIT>
+GPU_KERNEL_OF(ATTEND_THREADS, (SPLIT ? 1 : 2))
+attend(attend_parameters p) {
+    enum {
+        Q8 = TYPE == HEPTA_CACHE_Q8,
+        ITEMS = ATTEND_ITEMS / ATTEND_THREADS,
+        AHEAD = SPLIT ? 32 : 8 /* values that a thread loads before it uses any */
+    };
     NEXT_MAY_BEGIN();
-    AWAIT_KERNEL_BEFORE();
-    enum { Q8 = TYPE == HEPTA_CACHE_Q8, ITEMS = ATTEND_ITEMS / ATTEND_THREADS };
     SHARED(uint32_t, query, ATTEND_ITEMS); /* floats, or bytes four a word */
     SHARED(uint32_t, keys, ATTEND_POSITIONS * ATTEND_STRIDE);
     SHARED(float, score, ATTEND_QUERIES *ATTEND_POSITIONS);
@@ -105,6 +109,18 @@ template <int TYPE, bool SPLIT> GPU_KERNEL_OF(ATTEND_THREADS, 2) attend(attend_p
     const uint32_t n_blocks = (n_pos + ATTEND_POSITIONS - 1) / ATTEND_POSITIONS;
     const uint32_t block_first = SPLIT ? BLOCK_X : 0;
     const uint32_t block_end = SPLIT ? BLOCK_X + 1 : n_blocks;
+    if (SPLIT && block_first < n_blocks) { /* most of it is of passes before */
+        THREADS_ALONE(t) {
+            const uint32_t first = block_first * ATTEND_POSITIONS, left = n_pos - first;
+            const uint32_t n = (left < ATTEND_POSITIONS ? left : ATTEND_POSITIONS) * row_bytes;
+            const size_t at = (rows + first) * row_bytes;
+            for (uint32_t i = t * CACHE_LINE; i < n; i += BLOCK_THREADS * CACHE_LINE) {
+                fetch_to_cache(p.cache.k + at + i);
+                fetch_to_cache(p.cache.v + at + i);
+            }
+        }
+    }
+    AWAIT_KERNEL_BEFORE();
     if (block_first >= n_blocks) {
         return;
     }
@@ -271,10 +287,10 @@ template <int TYPE, bool SPLIT> GPU_KERNEL_OF(ATTEND_THREADS, 2) attend(attend_p
                     n_most = state[item / dim].n > n_most ? state[item / dim].n : n_most;
                 }
             }
-            for (uint32_t first = 0; first < n_most; first += ATTEND_AHEAD) {
-                float values[ATTEND_AHEAD];
+            for (uint32_t first = 0; first < n_most; first += AHEAD) {
+                float values[AHEAD];
                 UNROLL
-                for (uint32_t k = 0; k < ATTEND_AHEAD; k++) {
+                for (uint32_t k = 0; k < AHEAD; k++) {
                     const uint32_t j = first + k;
                     values[k] =
                         same_item && j < n_most
@@ -282,7 +298,7 @@ template <int TYPE, bool SPLIT> GPU_KERNEL_OF(ATTEND_THREADS, 2) attend(attend_p
                             : 0.0f;
                 }
                 UNROLL
-                for (uint32_t k = 0; k < ATTEND_AHEAD; k++) {
+                for (uint32_t k = 0; k < AHEAD; k++) {
                     const uint32_t j = first + k;
                     UNROLL
                     for (uint32_t i = 0; i < ITEMS; i++) {
@@ -344,6 +360,7 @@ typedef struct join_parameters {
 
 /* BLOCK_X: a token from `first` on; BLOCK_Y: a head. */
 GPU_KERNEL_OF(HEAD_THREADS, 1) attention_join(join_parameters p) {
+    enum { JOIN_AHEAD = 8 }; /* blocks that a thread loads before it joins any */
     NEXT_MAY_BEGIN();
     AWAIT_KERNEL_BEFORE();
     const uint32_t token = p.first + BLOCK_X, dim = p.head_dim;
@@ -354,16 +371,16 @@ GPU_KERNEL_OF(HEAD_THREADS, 1) attention_join(join_parameters p) {
         for (uint32_t d = t; d < dim; d += BLOCK_THREADS) {
             attend_state s = {};
             float out = 0.0f;
-            for (uint32_t first = 0; first < n; first += ATTEND_AHEAD) {
-                float max[ATTEND_AHEAD], sum[ATTEND_AHEAD], value[ATTEND_AHEAD];
+            for (uint32_t first = 0; first < n; first += JOIN_AHEAD) {
+                float max[JOIN_AHEAD], sum[JOIN_AHEAD], value[JOIN_AHEAD];
                 UNROLL
-                for (uint32_t k = 0; k < ATTEND_AHEAD; k++) {
+                for (uint32_t k = 0; k < JOIN_AHEAD; k++) {
                     const uint32_t b = first + k < n ? first + k : first;
                     const float *x = block + (size_t)b * (dim + 2);
                     max[k] = x[dim], sum[k] = x[dim + 1], value[k] = x[d];
                 }
                 UNROLL
-                for (uint32_t k = 0; k < ATTEND_AHEAD; k++) {
+                for (uint32_t k = 0; k < JOIN_AHEAD; k++) {
                     if (first + k < n) {
                         join_block(&s, first + k == 0, max[k], sum[k]);
                         out = first + k == 0 ? value[k] : out * s.keep + value[k] * s.join;

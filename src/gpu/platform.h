@@ -23,7 +23,7 @@
  *         kernels that overlap others have both, first of all: from the one on the next one's
  *         blocks may take their places; from the other on all that the kernels before wrote is
  *         there, and nobody reads any more what they read. In between only what no kernel
- *         writes, weights, may be touched.
+ *         writes, weights and tokens, may be read; anything may be fetched to the cache.
  *   SHARED(type, name, n), DYNAMIC(type, name)
  *         shared memory; the launch's
  *   PRIVATE(threads, type, name, dims)
