@@ -334,7 +334,9 @@ static hepta_status dev_open(int number, gpu_device_info *out, hepta_error *err)
     }
 #endif
     out->processors = p.multiProcessorCount;
-    out->overlaps = GPU_HAS_GRAPHS && p.major >= 9;
+    (void)cudaDriverGetVersion(&driver);
+    /* From sm_90 on; in graphs that are captured since CUDA 12.3. */
+    out->overlaps = GPU_HAS_GRAPHS && p.major >= 9 && driver >= 12030;
     return HEPTA_OK;
 }
 
