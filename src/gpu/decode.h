@@ -9,22 +9,25 @@
  * groups of 64 columns lie together, chunk 0 of all of them first, so that neighbouring threads
  * read neighbouring chunks. A chunk of a cell is
  *
- *   at 3.5 bits     four words of *symbols*: word j of the cell has bits 2j and 2j + 1 of the 16
- *                   blocks, those of block b of row r at bit 16 (r / 2) + 4 b + 2 (r % 2)
- *   at other rates  byte j of the blocks (docs/FORMAT.md), a word for each row: blocks 0, 2, 1, 3
- *   of int8         weight j of the blocks, a word for each row
+ *   of 3 to 4 bits     four words of *symbols*: word j of the cell has bits 2j and 2j + 1 of the
+ *                      16 blocks, those of block b of row r at bit 16 (r / 2) + 4 b + 2 (r % 2)
+ *   of 2 and 2.5 bits  byte j of the blocks (docs/FORMAT.md), a word for each row: blocks 0, 2,
+ *                      1, 3
+ *   of int8            weight j of the blocks, a word for each row
  *
- * Symbols, because the hash at 3.5 bits, o ^ n ^ n << 2 ^ n >> 2, moves pairs of bits. With the
- * pairs of the window, o0 .. o3 and n0 .. n3, the lower one first,
+ * Symbols, because hashes are sums of pairs of bits, each an operation of three inputs for 16
+ * blocks wherever the pairs stand. At 3.5 bits, o ^ n ^ n << 2 ^ n >> 2, with the pairs of the
+ * window, o0 .. o3 and n0 .. n3, the lower one first,
  *
  *     h0 = o0 ^ n0 ^ n1         h1 = o1 ^ n0 ^ n1 ^ n2
  *     h3 = o3 ^ n2 ^ n3         h2 = o2 ^ n1 ^ n2 ^ n3
  *
  * and as a nibble is only an index, (h0, h0 ^ h1) and (h3, h3 ^ h2) will do, for tables in another
- * order: h0 ^ h1 = o0 ^ o1 ^ n2 and h3 ^ h2 = o3 ^ o2 ^ n1. So each pair is one operation of
- * three inputs for 16 blocks. Windows that begin at an odd bit have pairs that straddle two
- * symbols: the higher bit of one word and the lower bit of the next, taken as they stand, the later
- * bit first, which is one more order of the tables.
+ * order: h0 ^ h1 = o0 ^ o1 ^ n2 and h3 ^ h2 = o3 ^ o2 ^ n1. So each pair is one operation.
+ * Windows that begin at an odd bit have pairs that straddle two symbols: the higher bit of one
+ * word and the lower bit of the next, taken as they stand, the later bit first, which is one more
+ * order of the tables. At 3 and 4 bits shifts by 3 and 7 mix pairs of both kinds, so that those
+ * that straddle are brought in order.
  *
  * Lookups are byte permutes: a nibble selects one of 8 bytes, and one with its high bit set gives
  * 0, the sign of the tables' entries below 128. The lookup of a nibble in the first half of a table
@@ -47,6 +50,11 @@ GPU_AND_HOST_FN unsigned q_place(unsigned c) {
 }
 GPU_AND_HOST_FN unsigned q_column(unsigned place) {
     return place / GPU_GROUP * GPU_GROUP + place % 4 * 16 + place / 4 % 16;
+}
+
+/* Whether codes of these half bits lie as symbols. */
+GPU_AND_HOST_FN constexpr bool has_symbols(uint32_t half_bits) {
+    return half_bits >= 6 && half_bits <= 8;
 }
 
 /* A matrix in the device's memory. */
@@ -152,8 +160,9 @@ constexpr int GPU_HALO = 8;
 
 /* Words of a chunk whose blocks are one further: `before` is of the group before, or 0. */
 template <int H> GPU_FN uint32_t blocks_before(uint32_t word, uint32_t before) {
-    return H == 7 ? bit_select(0xfff0fff0u, word << 4, before >> 12)
-                  : byte_permute(word, before, 0x1027); /* blocks 3, 1, 0, 2 at 0, 2, 1, 3 */
+    return has_symbols(H)
+               ? bit_select(0xfff0fff0u, word << 4, before >> 12)
+               : byte_permute(word, before, 0x1027); /* blocks 3, 1, 0, 2 at 0, 2, 1, 3 */
 }
 
 /* The words of a cell of a code; `before` is the same cell of the group before; first: there is
@@ -179,13 +188,54 @@ GPU_FN void load_cell(const code_cell &c, const code_cell &before, bool first, u
     }
 }
 
-/* 3.5 bits: bits `start` and the next of the 16 blocks, start >= -16. */
-GPU_FN uint32_t symbols(const uint32_t *words, int start) {
+/* Bits `start` and the next of the 16 blocks, start >= -16; at odd ones the later bit first. */
+GPU_FN uint32_t turned_pair(const uint32_t *words, int start) {
     const uint32_t *w = words + (start + 16) / 2;
     return start % 2 == 0 ? w[0] : bit_select(0xaaaaaaaau, w[0], w[1]);
 }
+/* The same, in order. */
+GPU_FN uint32_t pair(const uint32_t *words, int start) {
+    const uint32_t *w = words + (start + 16) / 2;
+    return start % 2 == 0 ? w[0] : bit_select(0x55555555u, w[0] >> 1, w[1] << 1);
+}
 
-/* Byte j of the row's blocks and on, from bit `start` >= -16; words of one row are 4 apart. */
+/* The pairs that the nibbles of the hash are looked up by, from symbols. */
+typedef struct hash_pairs {
+    uint32_t low[2], high[2];
+} hash_pairs;
+
+template <int H> GPU_FN hash_pairs hash_by_pairs(const uint32_t *words, int start) {
+    hash_pairs h;
+    if (H == 7) { /* o ^ n ^ n << 2 ^ n >> 2 */
+        uint32_t s[8];
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            s[i] = turned_pair(words, start + 2 * i);
+        }
+        h.low[0] = xor3(s[0], s[4], s[5]), h.low[1] = xor3(s[0], s[1], s[6]);
+        h.high[0] = xor3(s[3], s[6], s[7]), h.high[1] = xor3(s[2], s[3], s[5]);
+        return h;
+    }
+    /* o ^ n ^ n << 3 ^ n >> 3, or o ^ n ^ n << 7 ^ n >> 3 */
+    const uint32_t first = pair(words, start + 7) & 0xaaaaaaaau; /* bit 0 of n, as a higher bit */
+    const uint32_t n3 = pair(words, start + 14), last = n3 >> 1 & 0x55555555u;
+    const uint32_t middle = pair(words, start + 11);
+    h.low[0] = xor3(pair(words, start), pair(words, start + 8), middle);
+    h.low[1] = xor3(pair(words, start + 2), pair(words, start + 10), pair(words, start + 13));
+    h.high[0] = xor3(pair(words, start + 4), pair(words, start + 12), last);
+    h.high[1] = pair(words, start + 6) ^ n3;
+    if (H == 8) {
+        h.high[1] ^= first;
+    } else {
+        h.low[1] ^= first;
+        h.high[0] ^= pair(words, start + 9);
+        h.high[1] ^= middle;
+    }
+    return h;
+}
+
+/* 2 and 2.5 bits: byte j of the row's blocks and on, from bit `start` >= -16; words of one row are
+ * 4 apart. */
 GPU_FN uint32_t window_byte(const uint32_t *words, int start) {
     const int j = (start + 16) / 8, r = start & 7;
     const uint32_t here = words[4 * j];
@@ -196,23 +246,8 @@ GPU_FN uint32_t window_byte(const uint32_t *words, int start) {
     return bit_select(newer, words[4 * j + 4] << (8 - r), here >> r);
 }
 
-template <int H> struct shifts {
-    enum { left = 0, right = 0 };
-}; /* no such form */
-template <> struct shifts<6> {
-    enum { left = 3, right = 3 };
-};
-template <> struct shifts<8> {
-    enum { left = 7, right = 3 };
-};
-
 /* The hash of four windows whose older and newer bytes are given. */
-template <int H> GPU_FN uint32_t hash(const code_words *t, uint32_t o, uint32_t n) {
-    if (shifts<H>::left != 0) { /* o ^ n ^ n << left ^ n >> right */
-        const int left = shifts<H>::left, right = shifts<H>::right;
-        const uint32_t m = (255u << left & 255u) * 0x01010101u, k = (255u >> right) * 0x01010101u;
-        return o ^ n ^ (n << left & m) ^ (n >> right & k);
-    }
+GPU_FN uint32_t hash_by_lookups(const code_words *t, uint32_t o, uint32_t n) {
     /* Lookups of 3, 3 and 2 bits; the selectors have bytes 0, 2, 1, 3. */
     const uint32_t a = (n & 0x0707u) | (n >> 12 & 0x7070u);
     const uint32_t b = (n >> 3 & 0x0707u) | (n >> 15 & 0x7070u);
@@ -226,27 +261,24 @@ template <int H> GPU_FN uint32_t hash(const code_words *t, uint32_t o, uint32_t 
 template <int H>
 GPU_FN void decode_weight(const code_words *t, const uint32_t *words, int k, uint32_t (*parts)[4]) {
     const int end = k / 2 * H + (k % 2 == 0 ? (H + 1) / 2 : H);
-    if (H == 7) {
-        uint32_t s[8];
-        UNROLL
-        for (int i = 0; i < 8; i++) {
-            s[i] = symbols(words, end - 16 + 2 * i);
-        }
-        const uint32_t l0 = xor3(s[0], s[4], s[5]), l1 = xor3(s[0], s[1], s[6]);
-        const uint32_t h0 = xor3(s[3], s[6], s[7]), h1 = xor3(s[2], s[3], s[5]);
-        const nibble_table *low = &t->low[end % 2], *high = &t->high[end % 2];
+    if (has_symbols(H)) {
+        const int odd = H == 7 ? end % 2 : 0;
+        const nibble_table *low = &t->low[odd], *high = &t->high[odd];
+        const hash_pairs x = hash_by_pairs<H>(words, end - 16);
         const uint32_t m = 0x33333333u;
-        const uint32_t l = bit_select(m, l0, l1 << 2), h = bit_select(m, h0, h1 << 2);
+        const uint32_t l = bit_select(m, x.low[0], x.low[1] << 2);
+        const uint32_t h = bit_select(m, x.high[0], x.high[1] << 2);
         lookup<false>(low, high, l, h, parts[0]);
         lookup<true>(low, high, l, h, parts[2]);
-        const uint32_t l_odd = bit_select(m, l0 >> 2, l1), h_odd = bit_select(m, h0 >> 2, h1);
+        const uint32_t l_odd = bit_select(m, x.low[0] >> 2, x.low[1]);
+        const uint32_t h_odd = bit_select(m, x.high[0] >> 2, x.high[1]);
         lookup<false>(low, high, l_odd, h_odd, parts[1]);
         lookup<true>(low, high, l_odd, h_odd, parts[3]);
     }
     UNROLL
-    for (int r = 0; r < 4 && H != 7; r++) {
+    for (int r = 0; r < 4 && !has_symbols(H); r++) {
         const uint32_t x =
-            hash<H>(t, window_byte(words + r, end - 16), window_byte(words + r, end - 8));
+            hash_by_lookups(t, window_byte(words + r, end - 16), window_byte(words + r, end - 8));
         lookup<false>(&t->low[0], &t->high[0], bit_select(0x0f0fu, x, x >> 12),
                       bit_select(0x0f0fu, x >> 4, x >> 16), parts[r]);
     }
@@ -260,7 +292,7 @@ GPU_FN int decode_one(const code_lookups *t, const dev_matrix *w, uint32_t r, ui
         return (int8_t)cell.chunk[(size_t)k * cell.step + 4 * row + c / 16 % 4];
     }
     /* The last pieces, of 2 or 8 bits, up to bit end - 1 of the block hold the window. */
-    const uint32_t size = h == 7 ? 2 : 8, n = h == 7 ? 28 : h; /* pieces of a block */
+    const uint32_t size = has_symbols(h) ? 2 : 8, n = 8 * h / size; /* pieces of a block */
     const uint32_t end = k / 2 * h + (k % 2 == 0 ? (h + 1) / 2 : h);
     const int64_t last = (int64_t)(c / 16) * n + (end - 1) / size;
     uint32_t bits = 0;
@@ -271,7 +303,7 @@ GPU_FN int decode_one(const code_lookups *t, const dev_matrix *w, uint32_t r, ui
             const uint32_t block = (uint32_t)((uint64_t)at / n), j = (uint32_t)((uint64_t)at % n);
             const code_cell cell = cell_at(w, r / 16, block / 4, r % 16 / 4);
             const uint32_t b = block % 4;
-            if (h == 7) {
+            if (has_symbols(h)) {
                 const uint32_t bit = row % 2 * 2 + b * 4 + row / 2 * 16;
                 const uint8_t *word = cell.chunk + (size_t)(j / 4) * cell.step + j % 4 * 4;
                 piece = word[bit / 8] >> bit % 8 & 3;
@@ -310,7 +342,7 @@ GPU_KERNEL_OF(ARRANGE_THREADS, 1) arrange(dev_matrix w) {
             uint32_t word = 0;
             if (group < w.n_groups && j < h) {
                 const uint32_t *rows = (const uint32_t *)(w.codes + at + 64 * j) + row / 4 * 4;
-                if (h == 7) {
+                if (has_symbols(h)) {
                     for (uint32_t r = 0; r < 4; r++) {
                         word |= gather_pairs(rows[r] >> row % 4 * 2) << (r / 2 * 16 + r % 2 * 2);
                     }
