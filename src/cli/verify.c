@@ -37,7 +37,7 @@ int cli_verify(int argc, char **argv) {
     }
     progress p;
     progress_start(&p, "verify", "B");
-    p.quiet = quiet;
+    p.quiet = quiet || !p.terminal;
     hepta_status status = container_verify(c, progress_update, &p, &err);
     progress_finish(&p);
     if (status != HEPTA_OK) {

@@ -98,31 +98,63 @@ static uint64_t start_at(const tensor *tensors, size_t n, uint32_t rate, uint32_
     return plan_bytes(tensors, n, half_bits);
 }
 
-/* Spends what is left of the budget. */
-static void improve(const tensor *tensors, size_t n, const double *factor, uint64_t left,
-                    uint32_t *half_bits) {
-    for (;;) {
-        size_t best = n;
-        uint64_t best_bytes = 0;
-        double best_saving = 0;
-        for (size_t i = 0; i < n; i++) {
-            const uint32_t now = half_bits[i], next = next_rate(now);
-            if (now == 0 || now == HALF_BITS_INT8) {
-                continue;
-            }
-            const uint64_t bytes = tensor_bytes(&tensors[i], next) - tensor_bytes(&tensors[i], now);
-            const double saving = factor[i] * (code_error(now) - code_error(next)) / (double)bytes;
-            if (bytes <= left && saving > best_saving) {
-                best = i;
-                best_saving = saving;
-                best_bytes = bytes;
-            }
-        }
-        if (best == n) {
+/* What the next rate of a tensor saves for each byte. */
+typedef struct step {
+    double saving;
+    size_t tensor;
+} step;
+
+static bool comes_first(const step *a, const step *b) {
+    return a->saving > b->saving || (a->saving == b->saving && a->tensor < b->tensor);
+}
+
+/* Puts heap[at] to its place among the `n` items of which each comes before its two children. */
+static void sift_down(step *heap, size_t n, size_t at) {
+    for (size_t child; (child = 2 * at + 1) < n; at = child) {
+        child += child + 1 < n && comes_first(&heap[child + 1], &heap[child]);
+        if (!comes_first(&heap[child], &heap[at])) {
             return;
         }
-        left -= best_bytes;
-        half_bits[best] = next_rate(half_bits[best]);
+        const step down = heap[at];
+        heap[at] = heap[child];
+        heap[child] = down;
+    }
+}
+
+static uint64_t step_bytes(const tensor *t, uint32_t now) {
+    return tensor_bytes(t, next_rate(now)) - tensor_bytes(t, now);
+}
+
+static double step_saving(const tensor *t, double factor, uint32_t now) {
+    return factor * (code_error(now) - code_error(next_rate(now))) / (double)step_bytes(t, now);
+}
+
+/* Spends what is left of the budget; heap (n): room. */
+static void improve(const tensor *tensors, size_t n, const double *factor, uint64_t left,
+                    uint32_t *half_bits, step *heap) {
+    size_t n_steps = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (half_bits[i] != 0 && half_bits[i] != HALF_BITS_INT8) {
+            heap[n_steps++] = (step){step_saving(&tensors[i], factor[i], half_bits[i]), i};
+        }
+    }
+    for (size_t i = n_steps / 2; i-- > 0;) {
+        sift_down(heap, n_steps, i);
+    }
+    while (n_steps > 0 && heap[0].saving > 0) {
+        const size_t i = heap[0].tensor;
+        const uint64_t bytes = step_bytes(&tensors[i], half_bits[i]);
+        const bool fits = bytes <= left;
+        if (fits) {
+            left -= bytes;
+            half_bits[i] = next_rate(half_bits[i]);
+        }
+        if (fits && half_bits[i] != HALF_BITS_INT8) {
+            heap[0].saving = step_saving(&tensors[i], factor[i], half_bits[i]);
+        } else { /* what does not fit now never will */
+            heap[0] = heap[--n_steps];
+        }
+        sift_down(heap, n_steps, 0);
     }
 }
 
@@ -173,10 +205,15 @@ hepta_status plan_rates(const tensor *tensors, size_t n, double bits, const doub
         }
     }
     double *factor = NULL;
+    step *heap = memory_alloc(n, sizeof *heap);
+    if (heap == NULL) {
+        return error_set(err, HEPTA_ERROR_MEMORY, "out of memory for a plan of %zu tensors", n);
+    }
     hepta_status status = find_factors(tensors, n, sensitivity, &factor, err);
     if (status == HEPTA_OK) {
-        improve(tensors, n, factor, budget - used, half_bits);
+        improve(tensors, n, factor, budget - used, half_bits, heap);
     }
+    memory_free(heap);
     memory_free(factor);
     return status;
 }
