@@ -194,6 +194,9 @@ static int bench_model_rows(const char *path, uint32_t weights, int threads, uin
             status = check_matrix(c, t, &err);
         }
     }
+    if (status == HEPTA_OK && !(total > 0)) {
+        status = error_set(&err, HEPTA_ERROR_FORMAT, "%s: no matrices", path);
+    }
     sums s = {.n = 0};
     for (size_t i = 0; i < c->n_tensors && status == HEPTA_OK; i++) {
         if (plan_is_packed(&c->tensors[i])) {
