@@ -11,6 +11,7 @@
 #include "quantize/feedback.h"
 #include "quantize/head.h"
 #include "quantize/plan.h"
+#include "quantize/quantizer.h"
 
 #include <math.h>
 #include <signal.h>
@@ -292,8 +293,8 @@ TEST(quantize_head_groups_rows_by_their_inputs) {
     const moments m = {.n = N, .n_tokens = TOKENS, .h = h, .rotation = r, .x = x};
     head_groups *g, *same;
     CHECK_OK(moments_sum(r, x, NULL, TOKENS, k, 1, h, &err));
-    CHECK_OK(head_groups_create(&t, &m, k, 1, &g, &err));
-    CHECK_OK(head_groups_create(&t, &m, k, 3, &same, &err));
+    CHECK_OK(head_groups_create(&t, &m, k, 1, NULL, NULL, &g, &err));
+    CHECK_OK(head_groups_create(&t, &m, k, 3, NULL, NULL, &same, &err));
     CHECK_EQ_INT(g->n, KINDS);
     for (uint32_t i = 0; i < g->n; i++) {
         CHECK_EQ_INT(g->first[i + 1] - g->first[i], ROWS / KINDS);
@@ -639,6 +640,21 @@ TEST(quantize_survives_failing_allocations) {
         CHECK_EQ_INT(test_count_files(dir), 0);
     }
     test_note("%d allocations in one quantization", (int)n);
+}
+
+TEST(quantize_chunk_without_memory) {
+    hepta_error err;
+    const quantizer q = {.threads = 2, .err = &err};
+    chunk c;
+    for (uint64_t k = 1; k <= 5; k++) {
+        memory_fail_after(k);
+        hepta_status status = chunk_create(&q, "w", 64, 256, 112, &c);
+        memory_fail_after(0);
+        CHECK_EQ_INT(status, HEPTA_ERROR_MEMORY);
+        chunk_free(&c);
+    }
+    CHECK_OK(chunk_create(&q, "w", 64, 256, 112, &c));
+    chunk_free(&c);
 }
 
 /* ---- Quality ----------------------------------------------------------- */

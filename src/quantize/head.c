@@ -46,6 +46,8 @@ typedef struct study {
     double *sum;       /* (n_groups, n_features) */
     uint32_t *group;   /* (n_rows) */
     head_groups *into; /* the second pass: adds up weights */
+    head_poll *poll;
+    void *context;
 } study;
 
 static uint32_t least(uint32_t a, uint32_t b) {
@@ -132,9 +134,13 @@ static void add_weights(const study *s, uint32_t first, uint32_t n, uint32_t to)
     }
 }
 
-/* One pass over the logits of all inputs. */
-static void pass(const study *s) {
+/* One pass over the logits of all inputs; what poll says. */
+static hepta_status pass(const study *s) {
     for (uint32_t first = 0; first < s->m->n_tokens; first += TOKENS) {
+        const hepta_status status = s->poll != NULL ? s->poll(s->context) : HEPTA_OK;
+        if (status != HEPTA_OK) {
+            return status;
+        }
         const uint32_t n = least(s->m->n_tokens - first, TOKENS);
         find_logits(s, first, n);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
@@ -148,6 +154,7 @@ static void pass(const study *s) {
             add_directions(s, first, n);
         }
     }
+    return HEPTA_OK;
 }
 
 /* ---- k-means ----------------------------------------------------------- */
@@ -297,8 +304,9 @@ static void study_close(study *s) {
 }
 
 hepta_status head_groups_create(const tensor *t, const moments *m, const kernels *k, int threads,
-                                head_groups **out, hepta_error *err) {
-    study s = {.t = t, .m = m, .k = k, .threads = threads};
+                                head_poll *poll, void *context, head_groups **out,
+                                hepta_error *err) {
+    study s = {.t = t, .m = m, .k = k, .threads = threads, .poll = poll, .context = context};
     s.n_rows = (uint32_t)t->ne[1];
     s.n_cols = (uint32_t)t->ne[0];
     s.n_features = least(m->n, FEATURES);
@@ -315,16 +323,21 @@ hepta_status head_groups_create(const tensor *t, const moments *m, const kernels
     if (!fits || g == NULL || g->first == NULL || g->rows == NULL || g->weight == NULL) {
         status = error_set(err, HEPTA_ERROR_MEMORY, "no memory for the groups of %u rows of %s",
                            s.n_rows, t->name);
-        head_groups_free(g);
         goto done;
     }
-    pass(&s);
-    find_groups(&s);
-    list_rows(&s, g);
-    s.into = g;
-    pass(&s);
-    *out = g;
+    status = pass(&s);
+    if (status == HEPTA_OK) {
+        find_groups(&s);
+        list_rows(&s, g);
+        s.into = g;
+        status = pass(&s);
+    }
 done:
+    if (status == HEPTA_OK) {
+        *out = g;
+    } else {
+        head_groups_free(g);
+    }
     study_close(&s);
     return status;
 }

@@ -19,10 +19,13 @@ typedef struct head_groups {
  * divergence of the predictions is half the sum of p_tr (1 - p_tr) (error_r . x_t)^2 over tokens t
  * and rows r, but for products of different rows' errors: so the inputs of a group are weighted by
  * the sum of p (1 - p) over its rows. The same for any number of threads and instruction set.
- * Errors: HEPTA_ERROR_MEMORY.
+ * poll, which may be NULL, is called now and then; what it returns ends the work unless HEPTA_OK.
+ * Other errors: HEPTA_ERROR_MEMORY.
  */
+typedef hepta_status head_poll(void *context);
 hepta_status head_groups_create(const tensor *t, const moments *m, const kernels *k, int threads,
-                                head_groups **out, hepta_error *err);
+                                head_poll *poll, void *context, head_groups **out,
+                                hepta_error *err);
 void head_groups_free(head_groups *g);
 
 /*

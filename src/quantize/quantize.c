@@ -3,7 +3,7 @@
  *
  * Each row w of a matrix becomes  w' = H w  (kernels.h, rotation), so that  w' . (H x) = w . x,
  * and then symbols of the trellis code (code/code.h) or int8 with one bfloat16 scale. Rows are
- * independent; a few hundred at a time are in memory, whatever the size of the model.
+ * independent; a few hundred at a time are in memory, and the codes of the output head.
  *
  * A text passes through the unquantized model (calibrate.h); when the inputs of a layer are known,
  * its matrices are coded such that the outputs for this text change least (feedback.h), and
@@ -163,6 +163,10 @@ static hepta_status encode_group(quantizer *q, const tensor *t, uint32_t half_bi
     return status;
 }
 
+static hepta_status poll_head(void *context) {
+    return progress(context, "the output head");
+}
+
 /* The output head: groups of its rows with moments of their own. The whole tensor is in memory. */
 static hepta_status write_head(quantizer *q, const tensor *t, uint32_t half_bits,
                                const moments *m) {
@@ -179,14 +183,17 @@ static hepta_status write_head(quantizer *q, const tensor *t, uint32_t half_bits
         status = error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory quantizing %s", t->name);
         goto done;
     }
-    status = head_groups_create(t, m, q->kernels, q->threads, &g, q->err);
+    status = head_groups_create(t, m, q->kernels, q->threads, poll_head, q, &g, q->err);
     if (status == HEPTA_OK) {
         status = chunk_create(q, t->name, (uint32_t)q->threads * ROWS_PER_THREAD, r->n_padded,
                               row_bytes, &c);
     }
     for (uint32_t i = 0; status == HEPTA_OK && i < g->n; i++) {
         moments own;
-        status = head_moments(g, i, m, q->kernels, q->threads, h, &own, q->err);
+        status = progress(q, t->name);
+        if (status == HEPTA_OK) {
+            status = head_moments(g, i, m, q->kernels, q->threads, h, &own, q->err);
+        }
         if (status == HEPTA_OK) {
             status =
                 feedback_create(&own, q->effort->lag, q->kernels, q->threads, &q->feedback, q->err);

@@ -51,7 +51,7 @@ typedef struct chunk {
     float *scratch; /* (threads, n_padded) */
 } chunk;
 
-/* Room for `rows` rows of n_padded weights; HEPTA_ERROR_MEMORY. */
+/* Room for `rows` rows of n_padded weights; HEPTA_ERROR_MEMORY. To be freed even then. */
 hepta_status chunk_create(const quantizer *q, const char *name, uint32_t rows, uint32_t n_padded,
                           size_t row_bytes, chunk *c);
 void chunk_free(chunk *c);

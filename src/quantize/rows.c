@@ -83,7 +83,6 @@ hepta_status chunk_create(const quantizer *q, const char *name, uint32_t rows, u
         .scratch = memory_alloc(n_threads * n_padded, sizeof(float)),
     };
     if (c->x == NULL || c->scale == NULL || c->code == NULL || c->v == NULL || c->scratch == NULL) {
-        chunk_free(c);
         return error_set(q->err, HEPTA_ERROR_MEMORY, "out of memory quantizing %s", name);
     }
     return HEPTA_OK;
