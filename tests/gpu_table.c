@@ -385,7 +385,7 @@ static void measure(const hepta_model *m, uint32_t identity, bool quick) {
         hepta_session_free(b);
         free(tokens);
     }
-    const uint32_t steps = quick ? 16 : 64;
+    const uint32_t steps = m->gpu_resident < m->gpu_layers ? 4 : quick ? 16 : 64;
     const double one = generation(m, 1, steps, HEPTA_CACHE_F16);
     line("generation, 1 sequence", one, "tokens/s");
     line("share of the read ceiling", 100 * one * bytes / c.read, "%");

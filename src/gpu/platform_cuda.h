@@ -26,6 +26,8 @@
 #define cudaFree hipFree
 #define cudaFreeHost hipHostFree
 #define cudaFuncAttributeMaxDynamicSharedMemorySize hipFuncAttributeMaxDynamicSharedMemorySize
+#define cudaFuncAttributes hipFuncAttributes
+#define cudaFuncGetAttributes hipFuncGetAttributes
 #define cudaFuncSetAttribute hipFuncSetAttribute
 #define cudaGetDeviceCount hipGetDeviceCount
 #define cudaGetDeviceProperties hipGetDeviceProperties
@@ -291,6 +293,10 @@ static void dev_use(int number) {
     (void)cudaSetDevice(number);
 }
 
+#if !defined(__HIPCC__)
+static __global__ void empty_kernel() {} /* tells for what this was compiled */
+#endif
+
 static hepta_status dev_open(int number, gpu_device_info *out, hepta_error *err) {
     int n = 0, driver = 0;
     cudaError_t code = cudaGetDeviceCount(&n);
@@ -335,8 +341,13 @@ static hepta_status dev_open(int number, gpu_device_info *out, hepta_error *err)
 #endif
     out->processors = p.multiProcessorCount;
     (void)cudaDriverGetVersion(&driver);
-    /* From sm_90 on; in graphs that are captured since CUDA 12.3. */
-    out->overlaps = GPU_HAS_GRAPHS && p.major >= 9 && driver >= 12030;
+#if !defined(__HIPCC__)
+    /* From sm_90 on, if the code is, which waits; in graphs that are captured since CUDA 12.3. */
+    cudaFuncAttributes built = {};
+    out->overlaps = p.major >= 9 && driver >= 12030 &&
+                    cudaFuncGetAttributes(&built, (const void *)empty_kernel) == cudaSuccess &&
+                    built.ptxVersion >= 90;
+#endif
     return HEPTA_OK;
 }
 
@@ -448,11 +459,15 @@ typedef struct grid {
 template <class P>
 static hepta_status launch(dev_stream s, grid blocks, unsigned threads, size_t dynamic_bytes,
                            void (*kernel)(P), const P &p, hepta_error *err) {
-    if (dynamic_bytes > 48 << 10) {
-        const hepta_status status = dev_check(
-            cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 (int)dynamic_bytes),
-            "shared memory of a kernel", err);
+    if (dynamic_bytes > 47 << 10) { /* 48 KiB with what a kernel has of fixed size */
+        cudaFuncAttributes now;
+        cudaError_t code = cudaFuncGetAttributes(&now, (const void *)kernel);
+        if (code == cudaSuccess && now.maxDynamicSharedSizeBytes < (int)dynamic_bytes) {
+            code = cudaFuncSetAttribute((const void *)kernel,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        (int)dynamic_bytes);
+        }
+        const hepta_status status = dev_check(code, "shared memory of a kernel", err);
         if (status != HEPTA_OK) {
             return status;
         }
