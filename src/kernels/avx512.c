@@ -384,9 +384,9 @@ static void arrange_few(const product *p, uint8_t *out) {
 /* ---- Products for more tokens ------------------------------------------- */
 
 /*
- * Two strips are decoded a piece at a time, which is multiplied with eight tokens
- * after eight while it is in the first-level cache. Activations lie in the order in which they are
- * read.
+ * Two strips are decoded a piece at a time, which is multiplied with eight tokens after eight (the
+ * last ones may be four) while it is in the first-level cache. Activations lie in the order in
+ * which they are read.
  */
 enum {
     TILE_TOKENS = 8,
@@ -429,15 +429,22 @@ static ALWAYS_INLINE void add_tile(const int T, const uint8_t *weights, const ui
     }
 }
 
-/* n: tokens left, of which a tile of eight or four is multiplied. */
-static const uint8_t *add_tokens(uint32_t n, const uint8_t *weights, const uint8_t *x,
+/* Of the next tile, with so many tokens left. */
+static uint32_t tile_tokens(uint32_t left) {
+    return left > TILE_TOKENS / 2 ? TILE_TOKENS : TILE_TOKENS / 2;
+}
+
+/* Adds the next tile, with `left` tokens left. Returns where the activations of the one after lie.
+ */
+static const uint8_t *add_tokens(uint32_t left, const uint8_t *weights, const uint8_t *x,
                                  uint32_t n_groups, __m512i *first, __m512i *second) {
-    if (n > TILE_TOKENS / 2) {
+    const uint32_t n = tile_tokens(left);
+    if (n == TILE_TOKENS) {
         add_tile(TILE_TOKENS, weights, x, n_groups, first, second);
-        return x + (size_t)n_groups * TILE_TOKENS * X_STRIDE;
+    } else {
+        add_tile(TILE_TOKENS / 2, weights, x, n_groups, first, second);
     }
-    add_tile(TILE_TOKENS / 2, weights, x, n_groups, first, second);
-    return x + (size_t)n_groups * TILE_TOKENS / 2 * X_STRIDE;
+    return x + (size_t)n_groups * n * X_STRIDE;
 }
 
 static ALWAYS_INLINE void tile_strips(const product *p, const int h, uint32_t row, uint32_t apart,
@@ -485,7 +492,7 @@ static void arrange_tiles(const product *p, uint8_t *out) {
         const uint32_t n = n_cols - c < piece ? n_cols - c : piece, n_groups = (n + 63) / 64;
         for (uint32_t t = 0; t < p->n_tokens; t += TILE_TOKENS) {
             const uint32_t left = p->n_tokens - t;
-            const uint32_t n_tile = left > TILE_TOKENS / 2 ? TILE_TOKENS : TILE_TOKENS / 2;
+            const uint32_t n_tile = tile_tokens(left);
             for (uint32_t i = 0; i < n_tile && i < left; i++) {
                 arrange(p->x[t + i].q + c, n, out + i * X_STRIDE, (size_t)n_tile * X_STRIDE);
             }
